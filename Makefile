@@ -8,7 +8,10 @@ TESTS ?=
 KERNELS := src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
 INSTALLED := pyproject.toml $(KERNELS)
 
-.PHONY: serve test test-page test-cluster test-attack test-newcomer test-sanitize check docs clean
+# What `make test-models` runs, and `make test` does not.
+MODEL_TESTS := tests/model $(wildcard tests/kernels/test_triton_*.py)
+
+.PHONY: serve test test-models test-page test-cluster test-attack test-newcomer test-sanitize check docs clean
 
 # Ctrl-C is no error: the shell waits for the server's own end.
 serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
@@ -17,15 +20,20 @@ serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
 
 test: .venv-test/installed
 	@scripts/check .venv-test/bin
-	@scripts/test .venv-test/bin $(TESTS)
+	@scripts/test .venv-test/bin $(or $(TESTS),tests $(addprefix --ignore=,$(MODEL_TESTS)))
+
+# Every family of models against transformers, in every kind of file; and the GPU's kernels, in Triton's interpreter.
+test-models: .venv-test/installed
+	@scripts/test .venv-test/bin $(MODEL_TESTS)
 
 # The web page in a real browser, in its own environment.
 test-page: .venv-page/installed
 	@TEST_WORKERS=0 scripts/test .venv-page/bin -m "page and not slow" tests/page
 
-# Several models and replicas, each in processes of its own.
-test-cluster: .venv-test/installed
+# Several models and replicas, each in processes of its own; those on Ray in an environment of their own, one after the other.
+test-cluster: .venv-test/installed .venv-cluster/installed
 	@scripts/test .venv-test/bin -m "cluster and not slow" tests/cluster
+	@TEST_WORKERS=0 scripts/test .venv-cluster/bin -m "cluster and not slow" tests/cluster/test_ray.py tests/cluster/test_ray_leases.py
 
 # Hostile clients against real servers; first those for whom it matters how long others wait, one at a time.
 test-attack: .venv-test/installed
@@ -45,6 +53,12 @@ test-sanitize: .venv-test/installed
 	@echo "Installing Chromium and what drives it ..."
 	@scripts/install_chromium
 	@.venv-page/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,vision,page]"
+	@touch $@
+
+.venv-cluster/installed: $(INSTALLED)
+	@scripts/make_venv $(PYTHON) .venv-cluster
+	@echo "Installing Ray, for tests of replicas ..."
+	@.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,ray,cluster]"
 	@touch $@
 
 check: .venv-test/installed
@@ -83,4 +97,4 @@ docs: .venv-test/installed-docs
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-page build csrc/build dist
+	rm -rf .venv .venv-test .venv-page .venv-cluster build csrc/build dist

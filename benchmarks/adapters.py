@@ -1,37 +1,52 @@
 """What adapters cost: processor time of decode steps with and without them, in interleaved pairs.
 
-    .venv-test/bin/python -m benchmarks.adapters [--rounds 12] [--steps 24] [--threads 1]
+    .venv-test/bin/python -m benchmarks.adapters [--rounds 12] [--steps 24] [--threads 1] [--layers 24]
 
-On the default model, adapters of rank 16 on all matrices: one request with one adapter, and sixteen with eight, against the same requests of
+On the default model, or with --layers on random int4 weights of SmolLM2-1.7B's shape, adapters of rank 16 on all matrices: one request with one adapter, and sixteen with eight, against the same requests of
 the base model. "beside" is the base's part: a step of eight base and eight adapted requests against the mean of sixteen of each kind.
-Times are of the process (user and system), so that what else runs on the machine counts little; the least of the rounds is shown.
+With --llama-cpp FOLDER, an environment that has llama-cpp-python, its steps are measured in turn with ours, on GGUF adapters of the same
+shapes (those of 8 adapters are a call each there). Times are of the process (user and system), so that what else runs on the machine counts little; the least of the rounds is shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.draft_model import SHAPE
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DEFAULT_MODEL, AdapterOptions, MemoryOptions, ModelOptions
 from sglang.srt.forward_batch import ForwardBatch, SampleSpec
 from sglang.srt.model.kernels.cpu import CpuOps
 from sglang.srt.model.kernels.low_rank import LowRank
-from sglang.srt.model.weights.loader import load_checkpoint
+from sglang.srt.model.weights.loader import Checkpoint, load_checkpoint
 from sglang.srt.model.worker import LocalWorker, worker_from
 from sglang.srt.sampling_params import SamplingParams
 
 RANK, NUM_ADAPTERS, PROMPT_LEN = 16, 8, 64
 
 
-def open_worker(threads: int) -> LocalWorker:
-    """The default model with eight random adapters in its slots."""
+def open_model(layers: int) -> Checkpoint:
+    """The default model; with `layers` the shape of the 1.7B one with so many."""
+    if not layers:
+        return load_checkpoint(resolve_model(DEFAULT_MODEL), ModelOptions(DEFAULT_MODEL))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps({**SHAPE, "num_hidden_layers": layers}))
+        return load_checkpoint(resolve_model(folder), ModelOptions(folder, load_format="dummy", quantization="int4"))
+
+
+def open_worker(threads: int, layers: int = 0) -> LocalWorker:
+    """A model with eight random adapters in its slots."""
     ops = CpuOps(threads)
-    checkpoint = load_checkpoint(resolve_model(DEFAULT_MODEL), ModelOptions(DEFAULT_MODEL))
+    checkpoint = open_model(layers)
     memory = MemoryOptions(max_total_tokens=8192, max_running_requests=16, chunked_prefill_size=1024)
     options = AdapterOptions(max_loras_per_batch=NUM_ADAPTERS, max_rank=RANK, at_run_time=True)
     worker = worker_from(checkpoint, checkpoint.config, ops, memory, adapters=options)
@@ -99,6 +114,54 @@ PAIRS = (
 )
 
 
+def write_gguf(path: Path, checkpoint: Checkpoint, seed: int) -> None:
+    """An adapter for the default model as llama.cpp reads it."""
+    import gguf
+
+    config, rng = checkpoint.config, np.random.default_rng(seed)
+    hidden, inner, kv = config.hidden_size, config.intermediate_size, config.num_kv_heads * config.head_dim
+    shapes = {"attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden), "attn_output": (hidden, hidden)}
+    shapes |= {"ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 1e-3)
+    for layer in range(config.num_layers):
+        for name, (rows, width) in shapes.items():
+            for side, shape in (("a", (RANK, width)), ("b", (rows, RANK))):
+                writer.add_tensor(f"blk.{layer}.{name}.weight.lora_{side}", rng.standard_normal(shape).astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def compare(steps: Steps, environment: Path, rounds: int, num_steps: int, threads: int) -> None:
+    """Prints llama.cpp's steps beside ours."""
+    ours: dict[str, tuple[int, list[int] | None]] = {"base": (1, None), "one": (1, [0]), "each": (8, list(range(8)))}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.gguf" for i in range(NUM_ADAPTERS)]
+        for i, path in enumerate(paths):
+            write_gguf(path, open_model(0), i)
+        model = str(resolve_model(DEFAULT_MODEL).path)
+        command = [str(environment / "bin" / "python"), "-m", "benchmarks.drivers.adapters_llama_cpp", model, str(threads)]
+        ratios: dict[str, list[float]] = {name: [] for name in ours}
+        with subprocess.Popen([*command, *map(str, paths)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+            assert peer.stdin is not None and peer.stdout is not None
+            for _ in range(rounds + 1):
+                mine = {name: steps.seconds(*case, num_steps) for name, case in ours.items()}
+                peer.stdin.write(f"{num_steps}\n")
+                peer.stdin.flush()
+                theirs = json.loads(peer.stdout.readline())
+                for name in ours:
+                    ratios[name].append(theirs[name] / mine[name])
+            peer.stdin.close()
+    for name, found in ratios.items():
+        print(
+            f"llama.cpp's time over ours, {name:6}{float(np.median(found[1:])):6.2f} ({min(found[1:]):.2f} to {max(found[1:]):.2f})"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Processor time of steps with adapters, beside that of the base model.")
     parser.add_argument("--rounds", type=int, default=12, help="how often each case is measured, in turn (default: 12)")
@@ -106,8 +169,13 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=1, help="threads; waiting counts as time where there are more (default: 1)"
     )
+    parser.add_argument("--layers", type=int, default=0, help="of the 1.7B shape, which has 24; default: the default model")
+    parser.add_argument("--llama-cpp", type=Path, metavar="FOLDER", help="an environment with it: its steps beside ours, alone")
     args = parser.parse_args()
-    steps = Steps(open_worker(args.threads))
+    steps = Steps(open_worker(args.threads, args.layers))
+    if args.llama_cpp is not None:
+        compare(steps, args.llama_cpp, args.rounds, args.steps, args.threads)
+        return 0
     times: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(args.rounds + 1):  # the first warms up
         for name, (num_reqs, slots) in CASES.items():

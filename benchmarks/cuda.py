@@ -208,6 +208,7 @@ SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
     "grammars": (checks("grammars"), 130),
     "images": (checks("images"), 130),
     "checkpoints": (checks("checkpoints"), 130),
+    "tiers": (checks("tiers"), 60),
     "steps": (steps, 190),
     "quantised": (quantised, 90),
     "ours": (ours, 90),
@@ -222,6 +223,7 @@ BARS = {
     "grammars": "valid, the CPU's tokens in float32, in every round and without jumps",
     "images": "embeddings within 1e-4, the CPU's greedy tokens, float32",
     "checkpoints": "logits and tokens of the very values, as near as the form allows",
+    "tiers": "the same tokens from host memory, runs there and back to the bit",
 }
 
 

@@ -40,9 +40,10 @@ class Clock:
     bare: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.body: Callable[[], None] = self.runner._run_body
-        self.head: Callable[[], None] = self.runner._run_head
-        self.runner._run_body, self.runner._run_head = self.run_body, self.run_head
+        programs = self.runner._plain
+        self.body: Callable[[], None] = programs.body
+        self.head: Callable[[], None] = programs.head
+        programs.body, programs.head = self.run_body, self.run_head
         self.begun = 0.0
 
     def run_body(self) -> None:

@@ -1,8 +1,8 @@
 """What the gateway of several models costs: processor time a request and a chunk, with servers that answer at once.
 
-    python -m benchmarks.gateway [--requests 3000] [--chunks 60000]
+    python -m benchmarks.gateway [--requests 3000] [--chunks 60000] [--ray]
 
-Three processes: clients, the gateway as `sglang serve --models` has it (all checks, no keys), and a server that answers every request with a
+`--ray`: with replicas on Ray, where each request takes a lease; the processor time is that of the gateway's process alone. Three processes: clients, the gateway as `sglang serve --models` has it (all checks, no keys), and a server that answers every request with a
 short body, or with a stream of chunks. Processor time of the gateway alone is counted, so that what else runs on the machine matters little.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from typing import Any
 import uvloop
 
 CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
+OUTPUT = b": out " + b"A" * 60 + b"\n\n"
 SHORT = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"word"}}]}'
 BODY = b'{"model":"m","messages":[{"role":"user","content":"' + b"word " * 200 + b'"}]}'
 CONNECTIONS = 16
@@ -54,15 +56,17 @@ class Instant(asyncio.Protocol):
         if not found or len(rest) < len(BODY):
             return
         self._data = b""
-        _, _, what, *number = head.split(b" ")[1].split(b"/")
-        if what in (b"chunks", b"paced"):
-            self._task = asyncio.ensure_future(self._stream(int(number[0]), is_paced=what == b"paced"))
+        _, _, query = head.split(b" ")[1].partition(b"?")
+        if query:
+            what, number = query.split(b"=")
+            self._task = asyncio.ensure_future(self._stream(int(number), is_paced=what == b"paced"))
         else:
             self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(SHORT) + SHORT)
 
     async def _stream(self, count: int, is_paced: bool) -> None:
         self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        piece = b"%x\r\n%b\r\n" % (len(CHUNK), CHUNK)
+        event = OUTPUT + CHUNK  # as a server behind a gateway sends it
+        piece = b"%x\r\n%b\r\n" % (len(event), event)
         step = 1 if is_paced else self.STEP
         for _ in range(0, count, step):
             self._transport.write(piece * step)
@@ -79,7 +83,39 @@ def serve_instantly(path: str) -> None:
     uvloop.run(run())
 
 
-def serve_gateway(path: str, listener: socket.socket) -> None:
+class InstantReplica:
+    """Takes the place of cluster/ray/replica.py: in its actor is the server that answers at once."""
+
+    async def __init__(self, *_: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        from ray import serve
+
+        self._server = await asyncio.get_running_loop().create_server(Instant, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self._place = {
+            "host": "127.0.0.1",
+            "port": port,
+            "token": "",
+            "pid": os.getpid(),
+            "fingerprint": "",
+            "replica": serve.get_replica_context().replica_id.unique_id,
+        }
+
+    async def lease(self, key: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        yield self._place
+        await asyncio.Event().wait()
+
+
+def ray_pool() -> Any:
+    from sglang.cluster.model_list import ServedModel
+    from sglang.cluster.ray import deployment
+    from sglang.cluster.ray.leases import RayPool
+
+    deployment.Replica = InstantReplica  # type: ignore[misc,assignment]
+    made = deployment.Deployment("auto", "bench", deployment.Scale(2, 2, 1.0, 0.1, 0.0), 1.0, 1 << 16)
+    return RayPool(made, ServedModel("m", {}), {}, 60.0)
+
+
+def serve_gateway(path: str, listener: socket.socket, on_ray: bool) -> None:
     from sglang.cluster.gateway import Gateway
     from sglang.cluster.metrics import GatewayMetrics
     from sglang.cluster.serving import guarded
@@ -92,16 +128,30 @@ def serve_gateway(path: str, listener: socket.socket) -> None:
     http = HttpOptions(log_level="error")
 
     async def run() -> None:
-        child = SimpleNamespace(upstream=Upstream(Address(path=path)))
-        entry = SimpleNamespace(model=SimpleNamespace(name="m"), run=None, state="ready", error="")
+        child = SimpleNamespace(upstream=Upstream(Address(path=path)), fingerprint="", replica="")
+        entry = SimpleNamespace(model=SimpleNamespace(name="m", flags={}), run=None, state="ready", error="")
 
         @contextlib.asynccontextmanager
-        async def lease(name: str) -> AsyncIterator[Any]:
+        async def lease(name: str, *_: Any, **__: Any) -> AsyncIterator[Any]:
             yield child
 
-        pool: Any = SimpleNamespace(entries={"m": entry}, default="m", loaded=lambda: [entry], lease=lease)
+        pool: Any = (
+            ray_pool()
+            if on_ray
+            else SimpleNamespace(
+                entries={"m": entry},
+                default="m",
+                loaded=lambda: [entry],
+                lease=lease,
+                leases=lambda: [lease("m")],
+                wants_key=False,
+            )
+        )
+        if on_ray:
+            await pool.preload()
         outer = OuterApp()
-        outer.app = guarded(Gateway(pool, GatewayMetrics(), True), http, KeyRing((), None))
+        outer.app = guarded(Gateway(pool, GatewayMetrics(), True), http, KeyRing((), None), {})
+        listener.listen()
         await HttpServer(uvicorn_config(outer, http)).serve(sockets=[listener])
 
     uvloop.run(run())
@@ -127,12 +177,38 @@ async def one_client(port: int, path: str, count: int) -> int:
     return num_bytes
 
 
+async def first_chunk(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> float:
+    """Seconds from a request on an open connection to the first bytes of its stream."""
+    reader, writer = connection
+    head = "POST /v1/chat/completions?paced=2 HTTP/1.1\r\nhost: localhost\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n"
+    began = time.perf_counter()
+    writer.write(head.encode() + BODY)
+    await reader.readuntil(b"\r\n\r\n")
+    first = await reader.readline()
+    seconds = time.perf_counter() - began
+    while size := int(first, 16):
+        await reader.readexactly(size + 2)
+        first = await reader.readline()
+    await reader.readexactly(2)
+    return seconds
+
+
+async def measure_first_chunks(path: str, port: int, count: int) -> None:
+    """With and without the gateway, in turns."""
+    ways = [await asyncio.open_unix_connection(path), await asyncio.open_connection("127.0.0.1", port)]
+    found = [[await first_chunk(way) for way in ways] for _ in range(count)]
+    alone, through = (1000 * statistics.median(times) for times in zip(*found, strict=True))
+    print(f"first chunk  {alone:.2f} ms without the gateway, {through:.2f} ms with it (medians of {count})")
+
+
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def measure(pid: int, port: int, num_requests: int, num_chunks: int) -> None:
+async def measure(pid: int, path: str, port: int, num_requests: int, num_chunks: int) -> None:
+    await measure_first_chunks(path, port, 200)
     each = max(num_requests // CONNECTIONS, 1)
     for _ in range(2):  # the first round warms up
         before, began = cpu_seconds(pid), time.perf_counter()
@@ -150,7 +226,7 @@ async def measure_chunks(pid: int, port: int, what: str, num_streams: int, num_c
     """`paced`: one at a time, else as fast as they are taken: then they are joined on the way."""
     each = max(num_chunks // num_streams, 1)
     before, began = cpu_seconds(pid), time.perf_counter()
-    came = sum(await asyncio.gather(*(one_client(port, f"/v1/{what}/{each}", 1) for _ in range(num_streams))))
+    came = sum(await asyncio.gather(*(one_client(port, f"/v1/chat/completions?{what}={each}", 1) for _ in range(num_streams))))
     used, wall = cpu_seconds(pid) - before, time.perf_counter() - began
     count = came // len(CHUNK)
     print(
@@ -162,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--chunks", type=int, default=60000)
+    parser.add_argument("--ray", action="store_true")
     args = parser.parse_args()
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
@@ -170,7 +247,7 @@ def main() -> None:
         port = listener.getsockname()[1]
         processes = [
             context.Process(target=serve_instantly, args=(path,)),
-            context.Process(target=serve_gateway, args=(path, listener)),
+            context.Process(target=serve_gateway, args=(path, listener, args.ray)),
         ]
         for process in processes:
             process.start()
@@ -183,9 +260,11 @@ def main() -> None:
                 if time.monotonic() > deadline:
                     raise TimeoutError("the gateway did not start")
                 time.sleep(0.1)
-            asyncio.run(measure(processes[1].pid or 0, port, args.requests, args.chunks))
+            asyncio.run(measure(processes[1].pid or 0, path, port, args.requests, args.chunks))
         finally:
             for process in processes:
+                process.terminate()
+                process.join(30)
                 process.kill()
                 process.join()
 

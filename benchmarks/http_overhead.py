@@ -36,10 +36,11 @@ STREAM_TOKENS = 200
 
 def run_engine(directory: str) -> None:
     """Speaks the scheduler's half of messages.py: a whole answer at once, or one token a step for each stream."""
-    from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, ShutdownReq, TokenizedReq, TokenOut
+    from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, SchedulerReady, ShutdownReq, TokenizedReq, TokenOut
     from sglang.srt.process.transport import SocketSchedulerEnd
 
     link = SocketSchedulerEnd(directory)
+    link.send(SchedulerReady({}))
     streams: dict[str, tuple[TokenizedReq, int]] = {}
     while True:
         outs: list[TokenOut] = []
@@ -90,6 +91,7 @@ async def _serve(port: int, profiler: Any) -> None:
     import threading
 
     from sglang.srt.process.endpoint import listen
+    from sglang.srt.process.heap import keep_loaded_objects
     from sglang.srt.process.logs import configure_access_log, configure_logging
     from sglang.srt.process.transport import SocketServerEnd
     from sglang.srt.process.uvicorn_server import HttpServer, limit_arenas, uvicorn_config
@@ -118,6 +120,7 @@ async def _serve(port: int, profiler: Any) -> None:
     }
     manager = TokenizerManager(tokenizer, info, config.http, config.text, link.send)
     http = HttpServer(uvicorn_config(create_app(manager, config.http), config.http))
+    keep_loaded_objects()
     loop = asyncio.get_running_loop()
 
     async def receive() -> None:
@@ -133,6 +136,7 @@ async def _serve(port: int, profiler: Any) -> None:
                 print(usage.ru_utime + usage.ru_stime, flush=True)
         loop.call_soon_threadsafe(setattr, http, "should_exit", True)
 
+    await link.receive()  # the engine is there: what is sent before that is lost
     receiver = asyncio.ensure_future(receive())
     threading.Thread(target=stop, daemon=True).start()
     await http.serve(sockets=[listen("127.0.0.1", port)])

@@ -1,10 +1,14 @@
 """Times the native kernels on a model's shapes with random weights, op by op, against what this machine can do.
 
     python benchmarks/kernels.py [--threads 2] [--isa avx512_vnni] [--format q4_1] [--shape smollm2-135m] [--repeats 20]
+                                 [--kv-cache-dtype int8]
 
 Steps: decode with 1, 16 and 64 requests, and the prefill of prompts; `1@4096` decodes after 4,096 tokens, `512@4096` is the end of such
 a prompt. For each op: microseconds in a step (thread 0, its barrier
-included; the best of the repeats for each op, so that a busy machine disturbs little), and for linear layers the share of the read bandwidth or of the int8 peak, whichever it is nearer to.
+included; the best of the repeats for each op, so that a busy machine disturbs little), and its share of the limit that it is nearest to:
+reading memory, dots of int8 or int4 weights, float32 FMAs. The limits are measured first, on this machine, with loops of several numbers
+of independent chains; beside them stands how many instructions a cycle the best loop began. Most processors since 2013 begin two
+(AVX-512: some one): where the figure is well below, another process had the core, and shares are too high.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from sglang.srt.model.kernels.cpu import CpuOps
 from sglang.srt.model.kernels.ops import AttentionMeta
+from sglang.srt.model.kernels.packing import packed_bits
 from sglang.srt.model.op_tape import OpTape
 from sglang.srt.model.quant.formats import FORMATS, HostTensor
 
@@ -52,13 +58,67 @@ def random_tensor(rng: np.random.Generator, fmt: str, n: int, k: int) -> HostTen
         return HostTensor("w", fmt, (n, k), bits)
     data = rng.integers(0, 256, (n, k // block.block_len, block.block_bytes), np.uint8)
     half = np.array([0.003, -0.02], np.float16).view(np.uint8)
-    if fmt == "q6_k":
-        data[..., 208:210] = half[:2]
+    scale_at = {"q6_k": 208, "q3_k": 108, "q2_k": 80}.get(fmt, 0)
+    if scale_at:
+        data[..., scale_at : scale_at + 2] = half[:2]
+        data[..., 82:84] = half[2:] if fmt == "q2_k" else data[..., 82:84]
     else:
         data[..., :2] = half[:2]
         if fmt in ("q4_1", "q5_1", "q4_k", "q5_k"):
             data[..., 2:4] = half[2:]
     return HostTensor("w", fmt, (n, k), data.reshape(n, -1))
+
+
+LANES = {"avx512_vnni": 16, "avx2": 8}
+"""values of 32 bits in a register; 4 elsewhere"""
+KINDS = {"int8": 0, "float32": 1, "int4": 2}
+"""`what` of csrc/kernels/limits.h; bf16 weights are multiplied by float32 FMAs, there are no kernels with bf16 dots"""
+CYCLES, VARIANTS = 3, (0, 10, 20)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Operations a second of all threads by kind, bytes a second that they read, and what the loops reached."""
+
+    peaks: dict[str, float]
+    bandwidth: float
+    clock: float
+    per_cycle: dict[str, float]
+
+    def share(self, work: Work, seconds: float) -> str:
+        """Of the limit that is nearest."""
+        used = {f"of the {kind} peak": ops / self.peaks[kind] for kind, ops in work.ops.items()}
+        used["of read bandwidth"] = work.num_bytes / self.bandwidth
+        name = max(used, key=lambda each: used[each])
+        return f"{used[name] / seconds:6.0%} {name}" if used[name] else ""
+
+
+@dataclass
+class Work:
+    """Bytes that an op has to move, and operations it has to do, by kind."""
+
+    num_bytes: float = 0.0
+    ops: dict[str, float] = field(default_factory=dict)
+
+    def add(self, num_bytes: float, kind: str | None = None, ops: float = 0.0) -> None:
+        self.num_bytes += num_bytes
+        if kind is not None:
+            self.ops[kind] = self.ops.get(kind, 0.0) + ops
+
+
+def measure_limits(ops: CpuOps, loops: int = 100_000, tries: int = 20) -> Limits:
+    """The best of several tries each. A thread's peak counts as many times as there are threads."""
+    no_cache_holds_it = ops.pack([HostTensor("w", "f16", (1 << 16, 1 << 11), np.zeros((1 << 16, 1 << 11), np.uint16))])
+    bandwidth = max(ops.runtime.read_bandwidth(no_cache_holds_it, 1) for _ in range(9))
+    clock = max(ops.runtime.peak(CYCLES, loops) for _ in range(tries))
+    peaks = {
+        name: max(ops.runtime.peak(kind + variant, loops) for _ in range(tries) for variant in VARIANTS)
+        for name, kind in KINDS.items()
+    }
+    lanes = LANES.get(ops.runtime.isa, 4)
+    a_step = {"float32": 2 * lanes, "int8": 8 * lanes, "int4": 8 * lanes}
+    per_cycle = {name: peak / a_step[name] / clock if clock else 0.0 for name, peak in peaks.items()}
+    return Limits({name: peak * ops.num_threads for name, peak in peaks.items()}, bandwidth, clock, per_cycle)
 
 
 class Model:
@@ -150,7 +210,29 @@ class Model:
         self.rows[0], self.meta.num_reqs[0], self.head_rows[0] = row, len(batch), len(batch)
 
 
-def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int, bandwidth: float, peak: float) -> None:
+def work_of(model: Model, name: str, batch: list[tuple[int, int]], weight: Any, kind: str) -> Work:
+    """What one op of a step has to do. `weight`: of linear layers; `kind`: of their operations."""
+    s, work = model.shape, Work()
+    rows = sum(new for new, _ in batch)
+    hidden = 4.0 * rows * s.hidden
+    qkv = 4.0 * rows * (s.heads + 2 * s.kv_heads) * s.head_dim
+    if weight is not None:
+        n = len(batch) if weight is model.head else rows
+        work.add(weight.num_bytes, kind, 2.0 * n * weight.in_features * weight.out_features)
+    elif name == "attention":
+        positions = sum(new * (length - new) + new * (new + 1) / 2 for new, length in batch)
+        kept = float(sum(length for _, length in batch) * model.ops.kv_bytes_per_token(s.kv_heads, s.head_dim))
+        work.add(kept + 4.0 * rows * s.heads * s.head_dim, "float32", 4.0 * positions * s.heads * s.head_dim)
+    elif name == "rms_norm":
+        work.add(3 * hidden)
+    elif name == "rope_store":
+        work.add(2 * qkv)
+    elif name == "embedding":
+        work.add(2 * hidden)
+    return work
+
+
+def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int, limits: Limits, kind: str) -> None:
     model.set_step(batch)
     model.tape.replay()
     times = []
@@ -170,22 +252,19 @@ def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int
     profile = [(ops[0][0], min(ticks for _, ticks in ops)) for ops in zip(*profiles, strict=True)]
     print(f"\n{title}: best {best * 1e3:.2f} ms, median {median * 1e3:.2f} ms, {rows / median:.0f} rows/s")
     totals: dict[str, float] = defaultdict(float)
-    data: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    work: dict[str, Work] = {}
     linear = iter(model.linears)
     for name, spent in profile:
-        label = name
-        if name in ("linear", "gated_linear"):
-            w = next(linear)
-            n = len(batch) if w is model.head else rows
-            label = f"{name} {w.in_features}->{w.out_features}"
-            data[label] = (data[label][0] + w.num_bytes, data[label][1] + 2.0 * n * w.in_features * w.out_features)
+        weight = next(linear) if name in ("linear", "gated_linear") else None
+        label = name if weight is None else f"{name} {weight.in_features}->{weight.out_features}"
         totals[label] += spent * unit
+        mine = work_of(model, name, batch, weight, "int8" if weight is model.head and kind == "int4" else kind)
+        whole = work.setdefault(label, Work())
+        whole.add(mine.num_bytes)
+        for each, count in mine.ops.items():
+            whole.add(0.0, each, count)
     for label, us in sorted(totals.items(), key=lambda item: -item[1]):
-        share = ""
-        if label in data:
-            by_bytes, by_ops = data[label][0] / (us * 1e-6) / bandwidth, data[label][1] / (us * 1e-6) / peak
-            share = f"{by_bytes:6.0%} of read bandwidth" if by_bytes > by_ops else f"{by_ops:6.0%} of peak"
-        print(f"  {label:28} {us:9.0f} us {share}")
+        print(f"  {label:28} {us:9.0f} us {limits.share(work[label], us * 1e-6)}")
 
 
 def first_touch(ops: CpuOps, megabytes: int = 128) -> float:
@@ -211,6 +290,12 @@ def read_step(step: str) -> tuple[str, list[tuple[int, int]]]:
     return f"prompt of {length}, its last {n}" if length else f"prompt of {n}", [(n, int(length or n))]
 
 
+def kind_of(fmt: str) -> str:
+    """The operations of a format's kernels."""
+    bits = packed_bits(fmt)
+    return "int4" if bits == 5 else "int8" if bits == 8.5 else "float32"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int)
@@ -218,25 +303,27 @@ def main() -> None:
     parser.add_argument("--format", default="q4_1", choices=sorted(FORMATS))
     parser.add_argument("--shape", default="smollm2-135m", choices=sorted(SHAPES))
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--kv-cache-dtype", default="float16", choices=("float16", "int8", "fp8_e4m3"))
     parser.add_argument(
         "--steps", default="1,16,64,128,1024", help="requests that decode; 128 and more: a prompt's length; N@LENGTH"
     )
     args = parser.parse_args()
-    ops = CpuOps(args.threads, args.isa)
+    ops = CpuOps(args.threads, args.isa, kv_form=args.kv_cache_dtype)
     print(f"{ops.name}, {ops.num_threads} threads")
     steps = [read_step(step) for step in args.steps.split(",")]
     num_rows, num_reqs = max(sum(new for new, _ in batch) for _, batch in steps), max(len(batch) for _, batch in steps)
     model = Model(
         ops, SHAPES[args.shape], args.format, num_rows, num_reqs, max(length for _, batch in steps for _, length in batch)
     )
-    integer = FORMATS[args.format].block_len > 1
-    no_cache_holds_it = ops.pack([HostTensor("w", "f16", (1 << 16, 1 << 11), np.zeros((1 << 16, 1 << 11), np.uint16))])
-    bandwidth = max(ops.runtime.read_bandwidth(no_cache_holds_it, 1) for _ in range(9))
-    peak = max(ops.runtime.peak(0 if integer else 1, 100_000) for _ in range(60)) * ops.num_threads
-    print(f"reads {bandwidth / 1e9:.1f} GB/s; {'int8' if integer else 'float32'} peak {peak / 1e9:.0f} G operations/s")
+    limits = measure_limits(ops)
+    print(f"reads {limits.bandwidth / 1e9:.1f} GB/s; {limits.clock / 1e9:.2f} GHz")
+    for name, peak in limits.peaks.items():
+        print(f"{name} peak {peak / 1e9:.0f} G operations/s, {limits.per_cycle[name]:.2f} steps of a register a cycle")
     print(f"2 MB of K and V come in {first_touch(ops) * 1e3:.2f} ms")
     for title, batch in steps:
-        measure(model, title, batch, args.repeats if batch[0][0] == 1 else max(3, args.repeats // 4), bandwidth, peak)
+        measure(
+            model, title, batch, args.repeats if batch[0][0] == 1 else max(3, args.repeats // 4), limits, kind_of(args.format)
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Counts the simple questions that a served model answers right, and the answers that end at the length limit.
 
-    python -m benchmarks.questions --url http://localhost:30000 [--set first|second] [--parameters '{"temperature": 0}'] [--plain] [--show]
+    python -m benchmarks.questions --url http://localhost:30000 [--set first|second|other] [--parameters '{"temperature": 0}'] [--plain] [--show]
 
 Each question is one chat request, as `sglang chat` sends it. Without --parameters the server's own defaults apply.
 """
@@ -65,7 +65,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--url", default="http://localhost:30000")
-    parser.add_argument("--set", default="first", choices=("first", "second"))
+    parser.add_argument("--set", default="first", choices=("first", "second", "other"))
     parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON", help="fields of each request")
     parser.add_argument("--plain", action="store_true", help="without the system message of the terminal")
     parser.add_argument("--show", action="store_true", help="print the answers")

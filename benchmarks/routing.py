@@ -2,17 +2,21 @@
 
     python -m benchmarks.routing                        the policy against round robin and least load, on four workloads
     python -m benchmarks.routing --sweep                the weight of the policy, on workloads that the table does not show
+    python -m benchmarks.routing --real                 the simulation against servers (routing_real.py)
 
 Simulated are time and memory: a step of a replica costs BASE + PREFILL a prompt token + DECODE an answer's token (default model on two
-cores, docs/benchmarks.md); prefixes are kept, locked and evicted by scheduler/cache/radix_cache.py in a pool of POOL tokens. Clients are a
-closed loop: each sends its next request when it has its answer. No text is generated, and lengths of answers are unknown to the policy.
+cores, docs/benchmarks.md); prefixes are kept, locked and evicted by scheduler/cache/radix_cache.py in a pool of POOL tokens. Prompts are
+admitted as by scheduler/admission/prefill.py: CHUNK tokens a step, of which only the last prompt may be left unfinished, and a prompt that
+begins as one that is being computed waits for it. Answers stay in the cache. Clients are a closed loop: each sends its next request when it
+has its answer. No text is generated, and lengths of answers are unknown to the policy.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import heapq
-import random
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +28,7 @@ from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
 
 BASE, PREFILL, DECODE = 0.0025, 0.0006, 0.001
 """seconds"""
-POOL, MAX_RUNNING, CHUNK = 46_000, 64, 512
+POOL, MAX_RUNNING, CHUNK, SHARE_MIN = 46_000, 64, 512, 32
 CLIENTS = 24
 """requests in flight a replica"""
 STRIDE = 8
@@ -39,7 +43,7 @@ Ids = np.ndarray
 class Request:
     name: int
     prompt: Ids
-    num_out: int
+    answer: Ids
     following: Iterator[Request] | None = None
     """of the same client, once this one is answered"""
     blocks: list[bytes] = field(default_factory=list)
@@ -57,7 +61,7 @@ class Running:
         self.node = node
         self.missing = missing
         self.slots = slots
-        self.left = request.num_out
+        self.left = len(request.answer)
 
 
 class Replica:
@@ -86,24 +90,42 @@ class Replica:
         self.free, self.num_free = [whole[count:]], self.num_free - count
         return whole[:count]
 
-    def _admit(self) -> None:
-        while self.queue and len(self.batch) < MAX_RUNNING:
-            request = self.queue[0]
+    def _admit(self, budget: int) -> None:
+        """Prompts whose missing tokens fit into the rest of a step, and one more, which is left unfinished."""
+        begun = [one.request.prompt for one in self.batch if one.missing]
+        for request in list(self.queue):
+            if budget <= 0 or len(self.batch) == MAX_RUNNING:
+                return
             match = self.tree.match_prefix(request.prompt[:-1])
+            common = len(match.slots) + SHARE_MIN
+            if any(np.array_equal(request.prompt[:common], other[:common]) for other in begun):
+                continue  # it will be in the cache
             self.tree.lock(match.node)
-            slots = self._alloc(len(request.prompt) - len(match.slots) + request.num_out)
+            missing = len(request.prompt) - len(match.slots)
+            slots = self._alloc(missing + len(request.answer))
             if slots is None:
                 self.tree.unlock(match.node)
                 return
-            self.queue.popleft()
+            self.queue.remove(request)
             self.cached += len(match.slots)
             self.prompted += len(request.prompt)
-            missing = len(request.prompt) - len(match.slots)
             self.batch.append(Running(request, match.node, missing, np.concatenate([match.slots, slots])))
+            begun.append(request.prompt)
+            budget -= missing
+
+    def _keep(self, one: Running, ids: Ids) -> None:
+        """Enters what is computed into the tree, and holds it there."""
+        inserted = self.tree.insert(ids, one.slots[: len(ids)])
+        found = self.tree.match_prefix(ids)
+        self.tree.lock(found.node)
+        self.tree.unlock(one.node)
+        one.node = found.node
+        if inserted.existing_len:
+            self._give_back_doubles(one, found.slots)
 
     def step(self) -> tuple[float, list[Running], list[tuple[Request, int]]]:
         """(seconds, those that end, tokens that came by request)."""
-        self._admit()
+        self._admit(CHUNK - sum(one.missing for one in self.batch))
         budget, rows = CHUNK, 0
         for one in self.batch:
             take = min(one.missing, budget)
@@ -111,15 +133,7 @@ class Replica:
             one.missing -= take
             rows += take
             if take and not one.missing:  # shared as soon as it is computed, as the scheduler does
-                prompt = one.request.prompt
-                inserted = self.tree.insert(prompt, one.slots[: len(prompt)])
-                node = self.tree.match_prefix(prompt).node
-                self.tree.lock(node)
-                self.tree.unlock(one.node)
-                one.node = node
-                held = self.tree.match_prefix(prompt).slots
-                if inserted.existing_len:
-                    self._give_back_doubles(one, held)
+                self._keep(one, one.request.prompt)
         decoding = [one for one in self.batch if not one.missing]
         count = 1 if rows else min([STRIDE, *(one.left for one in decoding)])
         seconds = count * (BASE + DECODE * len(decoding)) + PREFILL * rows
@@ -128,8 +142,10 @@ class Replica:
         ended = [one for one in decoding if one.left <= 0]
         self.batch = [one for one in self.batch if one.left > 0]
         for one in ended:
+            whole = np.concatenate([one.request.prompt, one.request.answer])
+            self._keep(one, whole[:-1])
             self.tree.unlock(one.node)
-            self._take_back(one.slots[len(one.request.prompt) :])
+            self._take_back(one.slots[len(whole) - 1 :])
         return seconds, ended, [(one.request, count) for one in decoding]
 
     def _give_back_doubles(self, one: Running, held: Ids) -> None:
@@ -261,7 +277,7 @@ def shared(
     rng = np.random.default_rng(seed)
     heads = [_ids(rng, prefix) for _ in range(groups * count)]
     order = rng.permutation(np.repeat(np.arange(len(heads)), each))
-    return [Request(i, np.concatenate([heads[g], _ids(rng, own)]), _length(rng, out)) for i, g in enumerate(order)]
+    return [Request(i, np.concatenate([heads[g], _ids(rng, own)]), _ids(rng, _length(rng, out))) for i, g in enumerate(order)]
 
 
 def zipf(count: int, seed: int, prefix: int = 2048, own: int = 128, out: int = 256, power: float = 1.1) -> list[Request]:
@@ -270,7 +286,7 @@ def zipf(count: int, seed: int, prefix: int = 2048, own: int = 128, out: int = 2
     heads = [_ids(rng, prefix) for _ in range(8 * count)]
     weights = 1.0 / np.arange(1, len(heads) + 1) ** power
     order = rng.choice(len(heads), 128 * count, p=weights / weights.sum())
-    return [Request(i, np.concatenate([heads[g], _ids(rng, own)]), _length(rng, out)) for i, g in enumerate(order)]
+    return [Request(i, np.concatenate([heads[g], _ids(rng, own)]), _ids(rng, _length(rng, out))) for i, g in enumerate(order)]
 
 
 def chats(
@@ -284,9 +300,9 @@ def chats(
         text = heads[name % systems]
         for turn in range(turns):
             text = np.concatenate([text, _ids(rng, own)])
-            num_out = _length(rng, out)
-            yield Request(name * turns + turn, text, num_out, talks[name])
-            text = np.concatenate([text, _ids(rng, num_out)])
+            answer = _ids(rng, _length(rng, out))
+            yield Request(name * turns + turn, text, answer, talks[name])
+            text = np.concatenate([text, answer])
 
     talks = [talk(name) for name in range(2 * CLIENTS * count)]
     return [next(one) for one in talks]
@@ -294,7 +310,7 @@ def chats(
 
 def unshared(count: int, seed: int, length: int = 1024, out: int = 128) -> list[Request]:
     rng = np.random.default_rng(seed)
-    return [Request(i, _ids(rng, length), _length(rng, out)) for i in range(96 * count)]
+    return [Request(i, _ids(rng, length), _ids(rng, _length(rng, out))) for i in range(96 * count)]
 
 
 def _length(rng: np.random.Generator, mean: int) -> int:
@@ -316,39 +332,55 @@ OTHERS: dict[str, Callable[[int, int], list[Request]]] = {
 """on which the weight was chosen"""
 
 
-def compare(counts: list[int], seed: int) -> None:
+def compare(counts: list[int], seeds: list[int]) -> None:
+    """Means over the seeds, and the worst load."""
     print(
         f"{'workload':18} {'replicas':>8} {'round robin':>12} {'least load':>12} {'prefixes':>10} {'hits':>14} {'most load':>10}"
     )
     for name, make in WORKLOADS.items():
         for count in counts:
-            base = simulate(make(count, seed), count, RoundRobin(count))
-            least = simulate(make(count, seed), count, LeastLoad(count))
-            ours = simulate(make(count, seed), count, Prefixes(count))
-            hits = f"{base.hits:.0%} -> {ours.hits:.0%}"
+            base = [simulate(make(count, seed), count, RoundRobin(count)) for seed in seeds]
+            least = [simulate(make(count, seed), count, LeastLoad(count)) for seed in seeds]
+            ours = [simulate(make(count, seed), count, Prefixes(count)) for seed in seeds]
+            hits = f"{statistics.fmean(o.hits for o in base):.0%} -> {statistics.fmean(o.hits for o in ours):.0%}"
             print(
-                f"{name:18} {count:8} {base.throughput:10.2f}/s {least.throughput / base.throughput:11.2f}x "
-                f"{ours.throughput / base.throughput:9.2f}x {hits:>14} {ours.imbalance:9.2f}x",
+                f"{name:18} {count:8} {statistics.fmean(o.throughput for o in base):10.2f}/s {_ratio(least, base):11.2f}x "
+                f"{_ratio(ours, base):9.2f}x {hits:>14} {max(o.imbalance for o in ours):9.2f}x",
                 flush=True,
             )
 
 
-def sweep(counts: list[int], seed: int) -> None:
+def _ratio(ones: list[Outcome], base: list[Outcome]) -> float:
+    return statistics.fmean(one.throughput / other.throughput for one, other in zip(ones, base, strict=True))
+
+
+def sweep(counts: list[int], seeds: list[int]) -> None:
+    """Throughput over round robin, and the worst load, by weight."""
     for name, make in OTHERS.items():
         for count in counts:
-            base = simulate(make(count, seed), count, RoundRobin(count)).throughput
-            found = {w: simulate(make(count, seed), count, Prefixes(count, w)).throughput / base for w in (1, 2, 4, 6, 8, 16)}
-            print(f"{name:22} {count:3}  " + "  ".join(f"{w}: {ratio:.2f}x" for w, ratio in found.items()), flush=True)
+            base = [simulate(make(count, seed), count, RoundRobin(count)) for seed in seeds]
+            shown = []
+            for weight in (1, 2, 4, 6, 10, 16):
+                found = [simulate(make(count, seed), count, Prefixes(count, weight)) for seed in seeds]
+                shown.append(f"{weight}: {_ratio(found, base):.2f}x, {max(o.imbalance for o in found):.2f}")
+            print(f"{name:22} {count:3}  " + "  ".join(shown), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicas", type=int, nargs="+", default=[8, 16, 64])
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--replicas", type=int, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3, help="with --real, of each policy")
     args = parser.parse_args()
-    random.seed(args.seed)
-    (sweep if args.sweep else compare)(args.replicas, args.seed)
+    if args.real:
+        from benchmarks import routing_real
+
+        for count in args.replicas or [2]:
+            asyncio.run(routing_real.compare(count, args.rounds, args.seeds[0]))
+        return
+    (sweep if args.sweep else compare)(args.replicas or [8, 16, 64], args.seeds)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ struct Group {
   float d;                             // scale: value = d * q
   float s;                             // d * sum(q)
   int32_t i;                           // -128 * sum(q)
+  int32_t first;                       // the same of the first 16
+  float low, high;                     // d * sum of the first 16, and of the others
 };
-static_assert(sizeof(Group) == 44, "the kernels rely on it");
+static_assert(sizeof(Group) == 56, "the kernels rely on it");
 
 constexpr int kTileRows = 12;          // rows in a tile of activations: Group[tile][group][row in tile]
 constexpr int kRun = 16;               // KV slots in a run
@@ -28,7 +30,26 @@ struct ActView {
   int width, groups, stride;
 };
 
-enum Kind : int { kInt4 = 0, kInt8 = 1, kBF16 = 2, kF16 = 3, kF32 = 4 };
+// Up to kInt8 of groups of 32 k; up to kIq3x 4 bits are places in a table, of the next three 3 bits.
+enum Kind : int { kMx4, kIq4, kIq3s, kIq3x, kQ3, kIq2, kIq1, kQ2, kInt4, kInt8, kBF16, kF16, kF32 };
+
+// A group of an int4 panel: { 16 scales, 16 minima, 256 bytes of two values each }; where values are places in a table, without minima.
+constexpr size_t kInt4Group = 320, kLevelGroup = 288;
+// Values by their places, 128 more.
+constexpr uint8_t kLevels[kQ2][16] = {
+    {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116},   // E2M1, twice the value
+    {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
+    {129, 131, 133, 135, 137, 139, 141, 143, 127, 125, 123, 121, 119, 117, 115, 113},
+    {132, 140, 148, 156, 164, 172, 180, 190, 124, 116, 108, 100, 92, 84, 76, 66},
+    {124, 125, 126, 127, 128, 129, 130, 131},
+    {136, 153, 171, 128, 120, 103, 85, 128},
+    {119, 121, 127, 129, 135, 137, 128, 128},
+};
+constexpr float kUnits[kQ2] = {1.f, 1.f, 1.f, 1.f, 1.f, 0.125f, 0.125f};             // of the scales of 3-bit panels
+
+// Eight groups of a panel of kQ3, kIq2 and kIq1: { 16 scales, 8 x { 2 x 16 factors, 128 bytes of low bits, 64 of high ones } },
+// of kQ2: { 16 scales, 16 minima, 8 x { 2 x 16 bytes of a factor and one of the minimum, 128 bytes } } (small.h).
+constexpr size_t kThreeGroup = 224, kThreeSuper = 32 + 8 * kThreeGroup, kTwoGroup = 160, kTwoSuper = 64 + 8 * kTwoGroup;
 
 // int8 panels hold groups by twos, { 2 x 16 scales, 2 x 512 bytes }, so that everything lies in the order in which it is read.
 constexpr size_t kInt8Pair = 1088, kInt8Last = 576;        // bytes of two groups, and of a last one without a second
@@ -55,11 +76,11 @@ struct RoutesView {                    // Routes of kernels/ops.py
   int k, experts;
 };
 
+enum KVForm : int { kKVHalf = 0, kKVInt8 = 1, kKVE4M3 = 2 };
 struct KVView {
-  uint16_t* k;                         // f16 [run][head][dim][16]
-  uint16_t* v;                         // f16 [run][head][16][dim]
-  size_t stride;                       // values from run to run: all layers of a run lie together
-  int num_runs, heads, dim, head;      // a head has `head` values; dim: padded with zeros to a multiple of 16
+  uint8_t* at;                         // of a run and layer: K [head][dim][16], V [head][16][dim], and in 8 bits scales f32 [head][2][16]
+  size_t stride;                       // bytes from run to run: all layers of a run lie together
+  int form, num_runs, heads, dim, head;          // a head has `head` values; dim: padded with zeros to a multiple of 16
 };
 
 struct MetaView {                      // AttentionMeta of kernels/ops.py
@@ -172,11 +193,20 @@ struct AttentionArgs {
   float soft_cap;
   const float* sinks;                  // or null: [num_heads], a score of each head that is nobody's
 };
-struct SoftCapArgs {
+struct SoftCapArgs {                   // also scale, sparsify
   float* x;
   size_t ld;
   int n;
-  float cap;
+  float cap;                           // or the factor, or the number of deviations
+  const int* rows;
+  int max_rows;
+};
+
+struct MatchArgs {
+  float* x;
+  const float* like;
+  size_t ld, ld_like;
+  int n;
   const int* rows;
   int max_rows;
 };
@@ -199,6 +229,7 @@ struct BlendArgs {
   size_t ld_source;
   const int* index;                    // [max_rows][count]
   const float* weight;
+  size_t ld_weight;
   float* out;
   size_t ld_out;
   int width, source_rows, count;
@@ -257,6 +288,7 @@ struct RouteArgs {                     // route, sort_pairs
   size_t ld;
   RoutesView to;
   const float* bias;                   // or null: added to scores for the choice alone
+  const float* scales;                 // or null: of each expert's weights
   int sigmoid, groups, top_groups, group_best, normalise;
   float scale;
   const int* rows;
@@ -285,6 +317,75 @@ struct ExpertsLinearArgs {
   const float* bias;                   // or null: [experts][bank.w.n]
   size_t ld_bias;
   float* out;
+  size_t ld_out;
+  const int* rows;
+  int max_rows;
+};
+
+// States of recurrent and convolutional layers (StateMeta of kernels/states.py).
+struct StatesView {
+  const int *num_reqs, *q_start, *q_len, *source, *target, *save_starts, *save_rows, *save_slots;
+  int max_reqs, max_saves, num_slots;
+};
+struct ConvArgs {
+  const float *x, *weight;             // weight [taps][channels]
+  const float *bias, *before, *after;  // or null
+  size_t ld_x, ld_before, ld_after;
+  float* state;                        // [num_slots][taps - 1][channels]
+  ActView act;                         // act.q and act.f null when out is given
+  float* out;
+  size_t ld_out;
+  StatesView at;
+  int channels, taps, silu, max_rows;
+};
+struct DeltaArgs {
+  float *qkv, *gates;
+  size_t ld_qkv, ld_gates;
+  const float *decay, *dt_bias;
+  float* state;                        // [num_slots][v_heads][k_dim][v_dim]
+  float* out;
+  size_t ld_out;
+  StatesView at;
+  const int* rows;
+  int k_heads, v_heads, k_dim, v_dim, max_rows, turns;   // turns: head h of v has head h % k_heads of k
+};
+struct SpaceArgs {                     // state_space
+  float *xbc, *gates;
+  size_t ld_xbc, ld_gates;
+  const float *decay, *dt_bias, *skip;
+  float* state;                        // [num_slots][heads][state_dim][head_dim]
+  float* out;
+  size_t ld_out;
+  StatesView at;
+  const int* rows;
+  float shortest, longest;             // step
+  int groups, heads, state_dim, head_dim, max_rows;
+};
+struct ScanArgs {                      // selective_scan
+  const float *x, *z, *bc;             // bc: B, then C
+  float* dt;
+  size_t ld_x, ld_z, ld_bc, ld_dt;
+  const float *decay, *dt_bias, *skip; // decay [state_dim][channels]
+  float* state;                        // [num_slots][state_dim][channels]
+  ActView out;
+  StatesView at;
+  const int* rows;
+  int state_dim, channels, max_rows;
+};
+struct GatedNormArgs {                 // gated_norm; sigmoid_gate: weight is null
+  const float *x, *gate, *weight;
+  size_t ld_x, ld_gate;
+  ActView out;
+  int head;                            // values of a head
+  float eps;
+  const int* rows;
+  int max_rows, wide, gate_first;      // wide: weight has values for each head
+};
+struct HeadsArgs {                     // heads_linear
+  BankView bank;                       // of float matrices, one for each head
+  ActView x;                           // [heads][bank.w.k]
+  int heads;
+  float* out;                          // [heads][bank.w.n]
   size_t ld_out;
   const int* rows;
   int max_rows;
@@ -336,7 +437,7 @@ struct SampleArgs {
 };
 
 // Packing: one source matrix into a range of panels.
-enum Source : int { kSrcF32, kSrcF16, kSrcBF16, kSrcQ4_0, kSrcQ4_1, kSrcQ5_0, kSrcQ5_1, kSrcQ8_0, kSrcQ4_K, kSrcQ5_K, kSrcQ6_K };
+enum Source : int { kSrcF32, kSrcF16, kSrcBF16, kSrcQ4_0, kSrcQ4_1, kSrcQ5_0, kSrcQ5_1, kSrcQ8_0, kSrcQ4_K, kSrcQ5_K, kSrcQ6_K, kSrcMx4, kSrcLevel4, kSrcThree, kSrcQ2_K };
 struct PackArgs {
   const uint8_t* src;
   size_t row_bytes;
@@ -357,10 +458,12 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 struct Kernels {
   const char* name;
   OpFn take_sampled, embedding, rms_norm, linear, linear_blocks, linear_gated, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn scale_rows, sparsify, match_rms;
   OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
-  OpFn route, sort_pairs, gather_pairs, gated_experts, experts_linear;
+  OpFn route, sort_pairs, gather_pairs, gated_experts, experts_linear, heads_linear;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn low_rank_down, low_rank_up;
+  OpFn short_conv, delta_prepare, delta_rule, space_prepare, state_space, scan_prepare, selective_scan, gated_norm, sigmoid_gate;
   OpFn pack, read;
-  double (*peak)(int what, int loops);  // operations a second of one thread: 0 int8 dots, 1 float32 FMA
+  double (*peak)(int what, int loops);  // operations of one thread (kernels/limits.h)
 };

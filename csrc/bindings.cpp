@@ -54,15 +54,15 @@ static uint64_t copy(Runtime& rt, Obj to, Obj from) {
   return rt.start(make_op("copy", &copy_bytes, a), c.keep);
 }
 
-// The memory of a KV pool, for those who copy runs of slots: f16 [run][layer][k, v][values of a run]. It may be kept: it holds the memory.
-using Runs = nb::ndarray<nb::numpy, uint16_t, nb::ndim<4>>;
+// The memory of a KV pool, for those who copy runs of slots: bytes [run][layer][those of a layer]. It may be kept: it holds the memory.
+using Runs = nb::ndarray<nb::numpy, uint8_t, nb::ndim<3>>;
 static Runs view_runs(const KVLayer& l, int num_layers) {
-  const size_t half = size_t(l.view.heads) * size_t(l.view.dim) * kRun;
-  if (num_layers <= 0 || size_t(num_layers) > l.view.stride / (2 * half)) throw nb::value_error("the pool has not so many layers");
-  const size_t shape[] = {size_t(l.view.num_runs), size_t(num_layers), 2, half};
-  const int64_t strides[] = {int64_t(l.view.stride), int64_t(2 * half), int64_t(half), 1};
+  const size_t bytes = l.layer_bytes();
+  if (num_layers <= 0 || size_t(num_layers) > l.view.stride / bytes) throw nb::value_error("the pool has not so many layers");
+  const size_t shape[] = {size_t(l.view.num_runs), size_t(num_layers), bytes};
+  const int64_t strides[] = {int64_t(l.view.stride), int64_t(bytes), 1};
   nb::capsule owner(new std::shared_ptr<Mapping>(l.memory), [](void* p) noexcept { delete static_cast<std::shared_ptr<Mapping>*>(p); });
-  return Runs(l.memory->data(), 4, shape, owner, strides);
+  return Runs(l.memory->data(), 3, shape, owner, strides);
 }
 
 // ---- loading and measuring --------------------------------------------------------------------------------------------------
@@ -71,23 +71,29 @@ using Source1D = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 static void pack_rows(Runtime& rt, const WeightView& view, int out_features, bool gated, uint8_t* to, const Source1D& src, int source, int rows, int first_row) {
   if (rows <= 0 || src.nbytes() % size_t(rows) != 0) throw nb::value_error("pack: the source does not divide into its rows");
   const size_t row = src.nbytes() / size_t(rows), k = size_t(view.k);
-  static const struct { int kind; size_t len, bytes; } kSources[] = {
-      {kF32, 1, 4}, {kF16, 1, 2}, {kBF16, 1, 2}, {kInt4, 32, 18}, {kInt4, 32, 20}, {kInt8, 32, 22},
-      {kInt8, 32, 24}, {kInt8, 32, 34}, {kInt4, 256, 144}, {kInt8, 256, 176}, {kInt8, 256, 210}};
-  if (source < 0 || source > kSrcQ6_K) throw nb::value_error("pack: unknown block format");
+  static const struct { int kind, last; size_t len, bytes; } kSources[] = {
+      {kF32, kF32, 1, 4}, {kF16, kF16, 1, 2}, {kBF16, kBF16, 1, 2}, {kInt4, kInt4, 32, 18}, {kInt4, kInt4, 32, 20}, {kInt8, kInt8, 32, 22},
+      {kInt8, kInt8, 32, 24}, {kInt8, kInt8, 32, 34}, {kInt4, kInt4, 256, 144}, {kInt8, kInt8, 256, 176}, {kInt8, kInt8, 256, 210},
+      {kMx4, kMx4, 32, 17}, {kIq4, kIq3x, 32, 18}, {kQ3, kIq1, 256, 274}, {kQ2, kQ2, 256, 84}};
+  if (source < 0 || source > kSrcQ2_K) throw nb::value_error("pack: unknown block format");
   const auto& s = kSources[source];
-  if (s.kind != view.kind || k % s.len != 0 || k / s.len * s.bytes != row) throw nb::value_error("pack: the source's rows do not fit the weight");
+  if (view.kind < s.kind || view.kind > s.last || k % s.len != 0 || k / s.len * s.bytes != row) throw nb::value_error("pack: the source's rows do not fit the weight");
   const int places = gated ? (first_row == 0 || first_row == 32 ? out_features / 2 : 0) : out_features - first_row;
   if (first_row < 0 || rows > places) throw nb::value_error("pack: more rows than the weight has");
   PackArgs a{static_cast<const uint8_t*>(src.data()), row, source, rows, to, view.panel, view.kind, view.k, view.groups, view.panels, first_row, gated};
   const Op op = make_op("pack", rt.kernels().pack, a);
   rt.run_now(&op);
 }
+static void check_writable(const Piece& memory) {
+  if (memory.chunk->read_only()) throw nb::value_error("pack: a stored weight is packed already");
+}
 static void pack(Runtime& rt, Weight& w, const Source1D& src, int source, int rows, int first_row) {
+  check_writable(w.memory);
   pack_rows(rt, w.view, w.out_features, w.gated, w.memory.data, src, source, rows, first_row);
 }
 static void pack_expert(Runtime& rt, Bank& b, int expert, const Source1D& src, int source, int rows, int first_row) {
   if (expert < 0 || expert >= b.num_experts) throw nb::value_error("pack: no such expert");
+  check_writable(b.memory);
   pack_rows(rt, b.view.w, b.out_features, b.gated, b.memory.data + size_t(expert) * b.view.stride, src, source, rows, first_row);
 }
 
@@ -109,14 +115,16 @@ NB_MODULE(_cpu, m) {
   nb::set_leak_warnings(false);        // a daemon thread that is in a call when the interpreter ends keeps what it uses
   m.attr("KV_RUN") = kRun;
   m.def("usable_isas", &usable_kernels);
-  nb::class_<Weight>(m, "Weight")
+  nb::class_<Weight> weight(m, "Weight");
+  weight
       .def("__init__", [](Weight* self, Runtime& rt, int kind, int n, int k, int gated) { new (self) Weight(rt.arena(), kind, n, k, gated); },
            nb::arg(), nb::arg("kind"), nb::arg("n"), nb::arg("k"), nb::arg("gated_features") = 0)
       .def_ro("out_features", &Weight::out_features)
       .def_prop_ro("in_features", [](const Weight& w) { return w.view.k; })
       .def_prop_ro("kind", [](const Weight& w) { return w.view.kind; })
       .def_prop_ro("num_bytes", [](const Weight& w) { return w.memory.bytes; });
-  nb::class_<Bank>(m, "Bank")
+  nb::class_<Bank> bank(m, "Bank");
+  bank
       .def("__init__", [](Bank* self, Runtime& rt, int kind, int experts, int n, int k, int gated) { new (self) Bank(rt.arena(), kind, experts, n, k, gated); },
            nb::arg(), nb::arg("kind"), nb::arg("num_experts"), nb::arg("n"), nb::arg("k"), nb::arg("gated_features") = 0)
       .def_ro("num_experts", &Bank::num_experts)
@@ -138,7 +146,7 @@ NB_MODULE(_cpu, m) {
       .def("runs", &view_runs, nb::arg("num_layers"))
       .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
       .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.head; })
-      .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.view.heads * l.view.dim * kRun * 4; });
+      .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.layer_bytes(); });
   nb::class_<Tape>(m, "Tape")
       .def(nb::init<>())
       .def("__len__", [](const Tape& t) { return t.ops.size(); })
@@ -172,4 +180,6 @@ NB_MODULE(_cpu, m) {
   def_expert_ops(runtime);
   def_logit_ops(runtime);
   def_adapter_ops(runtime);
+  def_state_ops(runtime);
+  def_stored(m, weight, bank);
 }

@@ -1,7 +1,9 @@
 #include "memory.h"
 
+#include <fcntl.h>
 #include <new>
 #include <sys/mman.h>
+#include <unistd.h>
 
 namespace {
 constexpr size_t kHuge = size_t(2) << 20;
@@ -21,7 +23,25 @@ Mapping::Mapping(size_t bytes) : size_(bytes) {
 #endif
 }
 
-Mapping::~Mapping() { munmap(base_, mapped_); }
+Mapping::Mapping(int fd, size_t bytes) : size_(bytes), mapped_(bytes), fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)) {
+  base_ = fd_ < 0 ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd_, 0);
+  if (base_ == MAP_FAILED) {
+    if (fd_ >= 0) close(fd_);
+    throw std::bad_alloc();
+  }
+  data_ = static_cast<uint8_t*>(base_);
+#if defined(MADV_HUGEPAGE)
+  madvise(base_, bytes, MADV_HUGEPAGE);                    // where the file system has large folios
+#endif
+#if defined(MADV_WILLNEED)
+  madvise(base_, bytes, MADV_WILLNEED);
+#endif
+}
+
+Mapping::~Mapping() {
+  munmap(base_, mapped_);
+  if (fd_ >= 0) close(fd_);
+}
 
 Piece Arena::take(size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();

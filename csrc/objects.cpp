@@ -74,7 +74,7 @@ static size_t bytes_of(std::initializer_list<size_t> sizes) {
 
 // The shape of a packed matrix, of which there is no memory yet.
 static WeightView shape_of(int kind, int n, int k, int gated_features) {
-  if (kind < kInt4 || kind > kF32) throw nb::value_error("no such kind of weight");
+  if (kind < kMx4 || kind > kF32) throw nb::value_error("no such kind of weight");
   if (n <= 0 || k <= 0) throw nb::value_error("a weight needs at least one row and one column");
   if (n > kMaxRows || k > kMaxWidth) throw nb::value_error("a weight has at most 2^28 rows and 2^24 columns");
   const bool gated = gated_features > 0;
@@ -88,7 +88,8 @@ static WeightView shape_of(int kind, int n, int k, int gated_features) {
   view.n = gated ? (gated_features + 31) / 32 * 64 : n;
   view.panels = (view.n + 15) / 16;
   const size_t int8_bytes = groups / 2 * kInt8Pair + groups % 2 * kInt8Last;
-  view.panel = kind == kInt4 ? groups * 320 : kind == kInt8 ? int8_bytes : pairs * (kind == kF32 ? 128 : 64);
+  if (kind >= kQ3 && kind <= kQ2 && k % 256 != 0) throw nb::value_error("the width of a matrix of this kind must be a multiple of 256");
+  view.panel = kind <= kIq3x ? groups * kLevelGroup : kind <= kIq1 ? groups / 8 * kThreeSuper : kind == kQ2 ? groups / 8 * kTwoSuper : kind == kInt4 ? groups * kInt4Group : kind == kInt8 ? int8_bytes : pairs * (kind == kF32 ? 128 : 64);
   return view;
 }
 
@@ -98,13 +99,31 @@ Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features)
   view.w = memory.data;
 }
 
-Bank::Bank(Arena& arena, int kind, int experts, int n, int k, int gated_features)
+// Memory that holds a packed matrix already, and no other.
+static Piece stored_piece(const Piece& stored, size_t bytes) {
+  if (stored.bytes != bytes) throw nb::value_error("the stored weight has another size");
+  if (reinterpret_cast<uintptr_t>(stored.data) % 64 != 0) throw nb::value_error("a stored weight must be 64-byte aligned");
+  return stored;
+}
+
+Weight::Weight(const Piece& stored, int kind, int n, int k, int gated_features)
+    : view(shape_of(kind, n, k, gated_features)), out_features(n), gated(gated_features > 0) {
+  memory = stored_piece(stored, bytes_of({view.panel, size_t(view.panels)}));
+  view.w = memory.data;
+}
+
+Bank::Bank(Arena* arena, const Piece* stored, int kind, int experts, int n, int k, int gated_features)
     : view{shape_of(kind, n, k, gated_features), 0}, num_experts(experts), out_features(n), gated(gated_features > 0) {
   if (experts <= 0 || experts > kMaxExperts) throw nb::value_error("a bank has from 1 to 4096 experts");
   view.stride = bytes_of({view.w.panel, size_t(view.w.panels)});
-  memory = arena.take(bytes_of({view.stride, size_t(experts)}));
+  const size_t bytes = bytes_of({view.stride, size_t(experts)});
+  memory = arena ? arena->take(bytes) : stored_piece(*stored, bytes);
   view.w.w = memory.data;
 }
+Bank::Bank(Arena& arena, int kind, int experts, int n, int k, int gated_features)
+    : Bank(&arena, nullptr, kind, experts, n, k, gated_features) {}
+Bank::Bank(const Piece& stored, int kind, int experts, int n, int k, int gated_features)
+    : Bank(nullptr, &stored, kind, experts, n, k, gated_features) {}
 
 Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(rows) {
   if (rows <= 0 || width <= 0) throw nb::value_error("an activation needs at least one row and one column");
@@ -112,7 +131,7 @@ Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(r
   if (ints && width % 32 != 0) throw nb::value_error("the width of an int8 activation must be a multiple of 32");
   view.width = width;
   view.groups = (width + 31) / 32;
-  view.stride = view.groups * 32;
+  view.stride = view.groups * 32 + 16;  // an odd number of lines: neighbouring rows fall into other sets of the first cache
   const size_t tiles = (size_t(rows) + kTileRows - 1) / kTileRows;
   const size_t int_bytes = ints ? (tiles * size_t(view.groups) * kTileRows * sizeof(Group) + 63) / 64 * 64 : 0;
   const size_t float_bytes = floats ? size_t(rows) * size_t(view.stride) * 4 : 0;
@@ -121,27 +140,39 @@ Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(r
   view.f = floats ? reinterpret_cast<float*>(memory->data() + int_bytes) : nullptr;
 }
 
-std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int head_dim) {
+static int kv_form(const std::string& name) {
+  const char* names[] = {"float16", "int8", "fp8_e4m3"};   // in the order of KVForm
+  for (int form = kKVHalf; form <= kKVE4M3; form++)
+    if (name == names[form]) return form;
+  throw nb::value_error(("K and V are kept as float16, int8 or fp8_e4m3, not as " + name).c_str());
+}
+
+size_t KVLayer::layer_bytes() const {
+  const size_t values = 2 * size_t(view.heads) * size_t(view.dim) * kRun, scales = 2 * size_t(view.heads) * kRun;
+  return view.form == kKVHalf ? values * 2 : values + scales * 4;
+}
+
+std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int head_dim, const std::string& form) {
   if (num_layers <= 0) throw nb::value_error("there must be at least one KV layer");
   if (num_slots <= 0 || num_slots % kRun != 0) throw nb::value_error("the number of KV slots must be a positive multiple of 16");
   if (heads <= 0 || head_dim <= 0 || head_dim > kMaxWidth) throw nb::value_error("the head dimension must be positive, and at most 2^24");
   const int dim = (head_dim + 15) / 16 * 16;
   if (heads > kMaxWidth / dim) throw nb::value_error("a KV layer has at most 2^24 values of K in a slot");
-  constexpr size_t kShift = 1056;      // 33 lines: the same head of neighbouring runs falls into other sets of the first cache
-  const size_t half = size_t(heads) * size_t(dim) * kRun, stride = 2 * half * size_t(num_layers) + (num_layers > 1 ? kShift : 0);
-  const int runs = num_slots / kRun;
-  auto memory = std::make_shared<Mapping>(bytes_of({size_t(runs), stride, sizeof(uint16_t)}));
-  auto* at = reinterpret_cast<uint16_t*>(memory->data());
+  KVLayer layer{{nullptr, 0, kv_form(form), num_slots / kRun, heads, dim, head_dim}, nullptr};
+  constexpr size_t kShift = 33 * 64;   // 33 lines: the same head of neighbouring runs falls into other sets of the first cache
+  const size_t bytes = layer.layer_bytes();
+  layer.view.stride = bytes * size_t(num_layers) + (num_layers > 1 ? kShift : 0);
+  layer.memory = std::make_shared<Mapping>(bytes_of({size_t(layer.view.num_runs), layer.view.stride}));
+  layer.view.at = layer.memory->data();
   std::vector<KVLayer> layers;
-  for (int i = 0; i < num_layers; i++, at += 2 * half) layers.push_back({{at, at + half, stride, runs, heads, dim, head_dim}, memory});
+  for (int i = 0; i < num_layers; i++, layer.view.at += bytes) layers.push_back(layer);
   return layers;
 }
 
 void KVLayer::touch(int start, int end) const {
   const int first = std::max(start, 0) / kRun, last = std::min(end / kRun + (end % kRun > 0), view.num_runs);
   auto* base = memory->data();
-  const size_t run_bytes = view.stride * sizeof(uint16_t);
-  for (size_t at = size_t(first) * run_bytes; at < size_t(std::max(last, first)) * run_bytes; at += kPage)
+  for (size_t at = size_t(first) * view.stride; at < size_t(std::max(last, first)) * view.stride; at += kPage)
     __atomic_fetch_or(base + at, uint8_t(0), __ATOMIC_RELAXED);
 }
 

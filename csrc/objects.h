@@ -27,6 +27,7 @@ struct Weight {
   bool gated;
   Piece memory;
   Weight(Arena& arena, int kind, int n, int k, int gated_features);
+  Weight(const Piece& stored, int kind, int n, int k, int gated_features);     // packed already; nb::value_error if that is not its size
 };
 
 // The matrices of a layer's experts: `num_experts` of out_features rows each.
@@ -36,6 +37,10 @@ struct Bank {
   bool gated;
   Piece memory;
   Bank(Arena& arena, int kind, int num_experts, int n, int k, int gated_features);
+  Bank(const Piece& stored, int kind, int num_experts, int n, int k, int gated_features);
+
+ private:
+  Bank(Arena* arena, const Piece* stored, int kind, int num_experts, int n, int k, int gated_features);
 };
 
 struct Activation {
@@ -48,8 +53,9 @@ struct Activation {
 struct KVLayer {
   KVView view;
   std::shared_ptr<Mapping> memory;     // of all layers
-  // The layers of a model, run by run: a token takes memory in one place, not a huge page of every layer.
-  static std::vector<KVLayer> make(int num_layers, int num_slots, int heads, int dim);
+  // The layers of a model, run by run: a token takes memory in one place, not a huge page of every layer. `form`: float16, int8, fp8_e4m3.
+  static std::vector<KVLayer> make(int num_layers, int num_slots, int heads, int dim, const std::string& form);
+  size_t layer_bytes() const;          // of a layer in a run
   // Has the system bring the memory of slots [start, end), of all layers. Changes nothing in it; other threads may write meanwhile.
   void touch(int start, int end) const;
 };

@@ -25,7 +25,7 @@ struct Ctx {
 
 using OpFn = void (*)(const void* args, const Ctx&);
 
-constexpr size_t kOpArgs = 224;
+constexpr size_t kOpArgs = 256;
 
 struct Op {
   OpFn fn;

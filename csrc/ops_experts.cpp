@@ -19,7 +19,7 @@ static RoutesView routes_of(Call& c, Obj routes, int max_rows) {
   return v;
 }
 
-static void route(Runtime& rt, Obj logits, Obj routes, Obj rows, bool sigmoid, bool normalise, float scale, int groups, int top_groups, int group_best, Obj bias) {
+static void route(Runtime& rt, Obj logits, Obj routes, Obj rows, bool sigmoid, bool normalise, float scale, int groups, int top_groups, int group_best, Obj bias, Obj scales) {
   Call c("route");
   auto x = c.mat<float>(logits, "logits", 1);
   RouteArgs a{};
@@ -33,6 +33,7 @@ static void route(Runtime& rt, Obj logits, Obj routes, Obj rows, bool sigmoid, b
   a.sigmoid = sigmoid, a.normalise = normalise, a.scale = scale;
   a.groups = groups, a.top_groups = top_groups, a.group_best = group_best;
   if (!bias.is_none()) a.bias = c.vec<float>(bias, "bias", size_t(x.cols)).p;
+  if (!scales.is_none()) a.scales = c.vec<float>(scales, "scales", size_t(x.cols)).p;
   const Op ops[2] = {make_op("route", rt.kernels().route, a), make_op("sort_pairs", rt.kernels().sort_pairs, a)};
   rt.run(ops, 2, c.keep);
 }
@@ -100,9 +101,22 @@ static void experts_linear(Runtime& rt, Obj bank, Obj x, Obj out, Obj routes, Ob
   rt.run(make_op("experts_linear", rt.kernels().experts_linear, a), c.keep);
 }
 
+static void heads_linear(Runtime& rt, Obj bank, Obj x, Obj out, Obj rows) {
+  Call c("heads_linear");
+  const Bank& b = c.handle<Bank>(bank, "bank");
+  const Activation& in = c.handle<Activation>(x, "x");
+  c.check(!b.gated && b.view.w.kind > kInt8, "bank", "must be of matrices in a float format, without gates");
+  c.check(int64_t(b.num_experts) * b.view.w.k == in.view.width && in.view.f, "x", "must be made for the bank, with a width for each of its heads");
+  c.check(b.view.w.k % 2 == 0, "bank", "must be of matrices with an even number of columns");
+  c.check(int64_t(b.num_experts) * b.view.w.n <= int64_t(kMaxExtent), "bank", "makes too many columns");
+  auto o = c.out_mat<float>(out, "out", int(b.num_experts) * b.view.w.n);
+  rt.run(make_op("heads_linear", rt.kernels().heads_linear, HeadsArgs{b.view, in.view, int(b.num_experts), o.p, o.ld, c.rows(rows), smaller(o.rows, in.max_rows)}), c.keep);
+}
+
 void def_expert_ops(nb::class_<Runtime>& runtime) {
   runtime
-      .def("route", &route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+      .def("route", &route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
       .def("gated_experts", &gated_experts, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
-      .def("experts_linear", &experts_linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+      .def("experts_linear", &experts_linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+      .def("heads_linear", &heads_linear, nb::arg(), nb::arg(), nb::arg(), nb::arg());
 }

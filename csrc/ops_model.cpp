@@ -127,11 +127,12 @@ static void check_heads(const Call& c, int num_heads, const KVView& kv) {
 }
 
 static void rope_store(Runtime& rt, Obj qkv, Obj kv, Obj positions, Obj slots, Obj rows, int num_heads, Obj cos, Obj sin, float q_scale,
-                       Obj q_norm, Obj k_norm, float eps, bool norm_last, Obj q_growth) {
+                       Obj q_norm, Obj k_norm, float eps, bool norm_last, Obj q_growth, bool q_only) {
   Call c("rope_store");
   RopeArgs a{};
   a.kv = c.handle<KVLayer>(kv, "kv").view;
   check_heads(c, num_heads, a.kv);
+  if (q_only) a.kv.heads = 0;
   auto m = c.out_mat<float>(qkv, "qkv", columns(c, "num_heads", (int64_t(num_heads) + 2 * a.kv.heads) * a.kv.head));
   auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
   c.check(co.cols == si.cols && co.rows == si.rows && co.rows > 0, "sin", "must have the shape of cos");
@@ -208,6 +209,29 @@ static void soft_cap(Runtime& rt, Obj x, Obj rows, float cap) {
   rt.run(make_op("soft_cap", rt.kernels().soft_cap, SoftCapArgs{m.p, m.ld, m.cols, cap, c.rows(rows), m.rows}), c.keep);
 }
 
+// ---- several residual streams ------------------------------------------------------------------------------------------------
+static void scale_rows(Runtime& rt, Obj x, Obj rows, float by) {
+  Call c("scale");
+  auto m = c.out_mat<float>(x, "x", 1);
+  rt.run(make_op("scale", rt.kernels().scale_rows, SoftCapArgs{m.p, m.ld, m.cols, by, c.rows(rows), m.rows}), c.keep);
+}
+
+static void sparsify(Runtime& rt, Obj x, Obj rows, float deviations) {
+  Call c("sparsify");
+  auto m = c.out_mat<float>(x, "x", 1);
+  rt.run(make_op("sparsify", rt.kernels().sparsify, SoftCapArgs{m.p, m.ld, m.cols, deviations, c.rows(rows), m.rows}), c.keep);
+}
+
+static void match_rms(Runtime& rt, Obj x, Obj like, Obj rows) {
+  Call c("match_rms");
+  auto m = c.out_mat<float>(x, "x", 1);
+  auto l = c.mat<float>(like, "like", m.cols);
+  c.check(l.cols == m.cols, "like", "must be as wide as x");
+  c.apart(m, l, "x");
+  MatchArgs a{m.p, l.p, m.ld, l.ld, m.cols, c.rows(rows), smaller(m.rows, l.rows)};
+  rt.run(make_op("match_rms", rt.kernels().match_rms, a), c.keep);
+}
+
 // ---- vision-language models --------------------------------------------------------------------------------------------------------
 static RowsArgs rows_args(Call& c, Obj x, Obj source, Obj index, Obj rows) {
   RowsArgs a{};
@@ -239,10 +263,10 @@ static void blend_rows(Runtime& rt, Obj x, Obj index, Obj weight, Obj out, Obj r
   auto o = c.out_mat<float>(out, "out", s.cols);
   auto i = c.mat<int>(index, "index", 1);
   auto w = c.mat<float>(weight, "weight", i.cols);
-  c.check(w.cols == i.cols && i.ld == size_t(i.cols) && w.ld == size_t(w.cols), "index", "and weight must be contiguous and equally wide");
+  c.check(w.cols == i.cols && i.ld == size_t(i.cols), "index", "must be contiguous, and as wide as weight");
   c.check(s.rows > 0, "x", "must have rows");
   c.apart(o, s, "out");
-  BlendArgs a{s.p, s.ld, i.p, w.p, o.p, o.ld, s.cols, s.rows, i.cols, c.rows(rows), smaller(o.rows, smaller(i.rows, w.rows))};
+  BlendArgs a{s.p, s.ld, i.p, w.p, w.ld, o.p, o.ld, s.cols, s.rows, i.cols, c.rows(rows), smaller(o.rows, smaller(i.rows, w.rows))};
   rt.run(make_op("blend_rows", rt.kernels().blend_rows, a), c.keep);
 }
 
@@ -343,9 +367,12 @@ void def_model_ops(nb::class_<Runtime>& runtime) {
       .def("gate", &gate)
       .def("store", &store)
       .def("rope_store", &rope_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-           nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg().none())
+           nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
       .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
       .def("soft_cap", &soft_cap)
+      .def("scale", &scale_rows)
+      .def("sparsify", &sparsify)
+      .def("match_rms", &match_rms)
       .def("overlay", &overlay)
       .def("gather_rows", &gather_rows)
       .def("blend_rows", &blend_rows)

@@ -1,7 +1,7 @@
 """Trains a small LoRA adapter for the default model on generated questions and answers, then serves both.
 
-    pip install "torch==2.13.0" && pip install peft "transformers>=5,<6" gguf
-    python examples/train_lora.py my-adapter
+    .venv/bin/pip install "torch==2.13.0" && .venv/bin/pip install peft "transformers>=5,<6" gguf
+    .venv/bin/python examples/train_lora.py captain-adapter
 
 Takes about a minute on one core. The adapter learns to answer in one sentence that ends with what a captain would say. PEFT trains in float32
 on the values of the 4-bit model, and the Engine adds what it has learnt to the 4-bit model itself.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO
+from typing import IO, Any
 
 STEP = re.compile(
     r"(Collecting|Downloading|Using cached|Preparing|Getting|Installing|Building|Obtaining|Attempting|Created)\b.*"
@@ -80,9 +80,11 @@ def follow(lines: IO[str], said: list[str], line: Line) -> None:
 def main() -> int:
     """The command. Its exit status is pip's."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *sys.argv[1:]]
+    environ = {**os.environ, "PIP_NO_COMPILE": "no"}  # switches it on; Python compiles what is imported, one module in seven
     said: list[str] = []
     line = Line()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, env=environ, **pipes) as process:
         assert process.stdout is not None
         try:
             follow(process.stdout, said, line)

@@ -54,7 +54,7 @@ def openapi() -> dict[str, Any]:
     from sglang.srt.config import HttpOptions
     from sglang.srt.server.http.app import create_app
 
-    app = create_app(cast(Any, SimpleNamespace(media=None, tokenizer=None)), HttpOptions())
+    app = create_app(cast(Any, SimpleNamespace(media=None, tokenizer=None, adapters=None)), HttpOptions())
 
     async def ask() -> dict[str, Any]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:30000") as client:

@@ -368,8 +368,54 @@ def _load(path: Path, where: Where, model: Any, dtype: str, bar: float) -> Findi
     return {"forms": sorted(forms), "error": error, "bar": bar, "token_short_by": short, "ok": good}
 
 
+def tiers(folder: Path, where: Where) -> Iterator[Finding]:
+    """Prefixes that the pool has dropped come back from host memory, and answers stay the same; what a copy takes."""
+    yield _tried({"check": "host memory behind the pool"}, lambda: _come_back(folder / "model", where))
+    yield _tried({"check": "copies of runs"}, lambda: _copies(where))
+
+
+def _come_back(path: Path, where: Where) -> Finding:
+    from sglang.srt.engine import Engine
+    from tests.model.tiny import save_model
+
+    path.mkdir()
+    save_model(path, "qwen2", num_hidden_layers=1)
+    flags: dict[str, Any] = {"device": where.device, "kernels": where.kernels, "dtype": "float32", "grammar_backend": "none"}
+    flags |= {"max_total_tokens": 128, "context_length": 64, "max_running_requests": 4, "skip_tokenizer_init": True}
+    prompts = [[int(i) for i in np.random.default_rng(seed).integers(3, 199, 49)] for seed in range(4)]
+    sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    with Engine(model_path=str(path), enable_hierarchical_cache=True, **flags) as engine:
+        answers = [engine.generate(input_ids=prompts[i], sampling_params=sampling) for i in (0, 0, 1, 2, 3, 0)]
+    ids, cached = [answer["output_ids"] for answer in answers], [answer["meta_info"]["cached_tokens"] for answer in answers]
+    return {"cached": cached, "ok": ids[0] == ids[1] == ids[-1] and cached[-1] >= 48}
+
+
+def _copies(where: Where) -> Finding:
+    """Runs of a pool of the 7B shape, or of a tiny one, there and back."""
+    from sglang.srt.model.device import create_ops
+
+    ops = create_ops(DeviceOptions(device=where.device, kernels=where.kernels), "float32" if where.tiny else "bfloat16")  # type: ignore[arg-type]
+    runs = ops.kv_runs(ops.kv_layers(2 if where.tiny else 28, 256, 4, 16 if where.tiny else 128))
+    assert runs is not None
+    arena = runs.arena(16 * runs.run_bytes).reshape(16, -1)
+    arena[:] = np.random.default_rng(1).integers(0, 256, arena.shape, dtype=np.uint8)
+    found, seconds = np.empty_like(arena), [0.0, 0.0]
+    for i in range(16):
+        began = time.perf_counter()
+        runs.write(16 * i, arena[i])
+        middle = time.perf_counter()
+        runs.read(np.arange(16 * i, 16 * i + 16, dtype=np.int32), found[i])
+        seconds = [seconds[0] + middle - began, seconds[1] + time.perf_counter() - middle]
+    return {
+        "write_gb_s": arena.nbytes / seconds[0] / 1e9,
+        "read_gb_s": arena.nbytes / seconds[1] / 1e9,
+        "ok": bool((found == arena).all()),
+    }
+
+
 CHECKS: dict[str, Callable[[Path, Where], Iterator[Finding]]] = {
     "grammars": grammars,
     "images": images,
     "checkpoints": checkpoints,
+    "tiers": tiers,
 }

@@ -13,11 +13,6 @@
 
 namespace ISA {
 
-constexpr int kBlocks = kChunk / kRun;
-
-struct Half { uint16_t bits; };
-static ALWAYS F wide(const Half* p) { return load_f16(&p->bits); }
-
 // A partial result: weighted V [dim], then largest score, then sum of weights, padded to a whole vector.
 static ALWAYS size_t part_size(int dim) { return size_t(dim) + 16; }
 
@@ -108,8 +103,7 @@ static ALWAYS Cut cut(const AttentionArgs& a, int i, int threads, int* used) {
 // The thread's scratch.
 struct Scratch {
   float *q, *total, *part, *score, *k32, *v32;
-  uint16_t *k16, *v16;
-  const Half *kp[kBlocks], *vp[kBlocks];
+  Blocks at;
 };
 static ALWAYS void carve(Scratch& s, char* p, int dim, int rows) {
   auto take = [&](size_t n) { char* r = p; p += (n + 63) / 64 * 64; return r; };
@@ -119,90 +113,44 @@ static ALWAYS void carve(Scratch& s, char* p, int dim, int rows) {
   s.score = reinterpret_cast<float*>(take(size_t(kAttR) * kChunk * 4));
   s.k32 = reinterpret_cast<float*>(take(size_t(kChunk) * dim * 4));
   s.v32 = reinterpret_cast<float*>(take(size_t(kChunk) * dim * 4));
-  s.k16 = reinterpret_cast<uint16_t*>(take(size_t(kChunk) * dim * 2));
-  s.v16 = reinterpret_cast<uint16_t*>(take(size_t(kChunk) * dim * 2));
+  s.at.k_room = reinterpret_cast<uint8_t*>(take(size_t(kChunk) * dim * 2));
+  s.at.v_room = reinterpret_cast<uint8_t*>(take(size_t(kChunk) * dim * 2));
+  s.at.scale_room = reinterpret_cast<float*>(take(size_t(kChunk) * 2 * 4));
 }
 
-// Collects a block whose positions lie in several runs: lanes of K are blended by mask, rows of V copied.
-static void gather_block(const KVView& kv, const int* slots, int lo, int hi, int h, uint16_t* kb, uint16_t* vb) {
-  const int dim = kv.dim;
-  unsigned done = 0;
-  for (int j = lo; j < hi; j++) {
-    const int slot = clamp(slots[j], 0, kv.num_runs * kRun - 1), run = slot / kRun;
-    const size_t base = size_t(run) * kv.stride + size_t(h) * dim * kRun;
-    __builtin_memcpy(vb + size_t(j) * dim, kv.v + base + size_t(slot % kRun) * dim, size_t(dim) * 2);
-    if (done >> j & 1) continue;
-    if (slot % kRun != j) {            // never so with the allocator's guarantee, but correct anyway
-      for (int d = 0; d < dim; d++) kb[d * kRun + j] = kv.k[base + d * kRun + slot % kRun];
-      continue;
-    }
-    uint16_t m[kRun];
-    for (int l = 0; l < kRun; l++) {
-      const bool same = l >= j && l < hi && slots[l] == run * kRun + l;
-      m[l] = same ? 0xffff : 0;
-      done |= unsigned(same) << l;
-    }
-    uint64_t mask[4];
-    __builtin_memcpy(mask, m, 32);
-    for (int d = 0; d < dim; d++) {
-      uint64_t x[4], y[4];
-      __builtin_memcpy(x, kb + d * kRun, 32);
-      __builtin_memcpy(y, kv.k + base + d * kRun, 32);
-      for (int i = 0; i < 4; i++) x[i] = (x[i] & ~mask[i]) | (y[i] & mask[i]);
-      __builtin_memcpy(kb + d * kRun, x, 32);
-    }
-  }
-}
-
-// Finds K and V of the blocks of positions [lo, hi) of the chunk that starts at `base`; only those positions need valid slots.
-static void find_blocks(const KVView& kv, const int* table, int base, int lo, int hi, int h, Scratch& s) {
-  for (int b = (lo - base) / kRun; b * kRun < hi - base; b++) {
-    const int p0 = base + b * kRun, j0 = lo > p0 ? lo - p0 : 0, j1 = imin(kRun, hi - p0);
-    const int* slots = table + p0;
-    const int run = slots[j0] / kRun, first = run * kRun;
-    int diff = 0;
-    if (j0 == 0 && j1 == kRun) {
-      for (int j = 0; j < kRun; j++) diff |= slots[j] ^ (first + j);
-    } else {
-      for (int j = j0; j < j1; j++) diff |= slots[j] ^ (first + j);
-    }
-    if (diff == 0 && unsigned(run) < unsigned(kv.num_runs)) {
-      const size_t at = size_t(run) * kv.stride + size_t(h) * kv.dim * kRun;
-      s.kp[b] = reinterpret_cast<const Half*>(kv.k + at);
-      s.vp[b] = reinterpret_cast<const Half*>(kv.v + at);
-    } else {
-      uint16_t *kb = s.k16 + size_t(b) * kRun * kv.dim, *vb = s.v16 + size_t(b) * kRun * kv.dim;
-      gather_block(kv, slots, j0, j1, h, kb, vb);
-      s.kp[b] = reinterpret_cast<const Half*>(kb);
-      s.vp[b] = reinterpret_cast<const Half*>(vb);
-    }
-  }
-}
 // Blocks b0 .. b1 as floats. kAttP blocks of K lie side by side, [dim][kAttP][16], so that a register tile reads one stream.
 static ALWAYS float* wide_k(const Scratch& s, int b, int dim) { return s.k32 + size_t(b / kAttP * kAttP) * kRun * dim + b % kAttP * kRun; }
-static NOINLINE void widen_blocks(const Scratch& s, int b0, int b1, int dim) {
+template <class E> static NOINLINE void widen_blocks(const Scratch& s, int b0, int b1, int dim) {
   for (int b = b0; b < b1; b++) {
-    const Half *k = s.kp[b], *v = s.vp[b], *next_k = s.kp[imin(b + 1, b1 - 1)], *next_v = s.vp[imin(b + 1, b1 - 1)];
+    auto in = [](const uint8_t* p) { return reinterpret_cast<const E*>(p); };
+    const int then = imin(b + 1, b1 - 1);
+    const E *k = in(s.at.k[b]), *v = in(s.at.v[b]), *next_k = in(s.at.k[then]), *next_v = in(s.at.v[then]);
     float *to_k = wide_k(s, b, dim), *to_v = s.v32 + size_t(b) * kRun * dim;
     for (int d = 0; d < dim; d++) {
-      if (d % 2 == 0) prefetch(next_k + d * kRun), prefetch(next_v + d * kRun);
+      if (d % kLine<E> == 0) prefetch(next_k + d * kRun), prefetch(next_v + d * kRun);
       fstore(to_k + d * (kAttP * kRun), wide(k + d * kRun));
       fstore(to_v + d * kRun, wide(v + d * kRun));
     }
   }
 }
+static ALWAYS void widen(const KVView& kv, const Scratch& s, int b0, int b1) {
+  if (kv.form == kKVHalf) widen_blocks<Half>(s, b0, b1, kv.dim);
+  else if (kv.form == kKVInt8) widen_blocks<Int8>(s, b0, b1, kv.dim);
+  else widen_blocks<E4M3>(s, b0, b1, kv.dim);
+}
 
 // Scores of R rows against P blocks.
-template <int R, int P> static ALWAYS void scores(const float* q, int dim, const Half* const* kp, const Half* const* vp, float* out) {
+template <class E, int R, int P>
+static ALWAYS void scores(const float* q, int dim, const uint8_t* const* kp, const uint8_t* const* vp, float* out) {
   F a[P][R];
   UNROLL for (int p = 0; p < P; p++) UNROLL for (int r = 0; r < R; r++) a[p][r] = fzero();
-  const Half* k[P];
-  UNROLL for (int p = 0; p < P; p++) k[p] = kp[p];
+  const E* k[P];
+  UNROLL for (int p = 0; p < P; p++) k[p] = reinterpret_cast<const E*>(kp[p]);
   for (int d = 0; d < dim; d++) {
     F x[P];
     UNROLL for (int p = 0; p < P; p++) {
       x[p] = wide(k[p] + d * kRun);
-      if (d % 2 == 0) prefetch(vp[p] + d * kRun);
+      if (d % kLine<E> == 0) prefetch(vp[p] + size_t(d) * kRun * sizeof(E));
     }
     UNROLL for (int r = 0; r < R; r++) {
       const F y = fset(q[r * dim + d]);
@@ -227,8 +175,10 @@ template <int R, int P> static NOINLINE void wide_scores(const float* q, const f
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) fstore(out + r * kChunk + p * kRun, a[r][p]);
 }
 
-// Scores of one row to weights. [lo, hi): what it sees of the chunk; blocks b0 .. b1 hold scores. Returns max and sum.
-static ALWAYS void soften(float* s, int b0, int b1, int lo, int hi, float cap, float* max_out, float* sum_out) {
+// Scores of one row to weights. [lo, hi): what it sees of the chunk; blocks b0 .. b1 hold scores. Returns max and sum. With scales,
+// those of K multiply the scores, and those of V the weights, after these have been added up.
+template <bool SCALED>
+static ALWAYS void soften(float* s, const float* const* scales, int b0, int b1, int lo, int hi, float cap, float* max_out, float* sum_out) {
   const int w0 = clamp((lo + kRun - 1) / kRun, b0, b1), w1 = clamp(hi / kRun, w0, b1);        // blocks seen whole
   auto each = [&](auto edge, auto inner) {
     for (int b = b0; b < w0; b++) edge(b);
@@ -236,6 +186,8 @@ static ALWAYS void soften(float* s, int b0, int b1, int lo, int hi, float cap, f
     for (int b = w1; b < b1; b++) edge(b);
   };
   auto seen = [&](int b) { return mand(first(hi - b * kRun), mnot(first(lo - b * kRun))); };
+  if (SCALED)
+    for (int b = b0; b < b1; b++) fstore(s + b * kRun, mul(fload(s + b * kRun), fload(scales[b])));
   if (cap > 0)
     for (int b = b0; b < b1; b++) fstore(s + b * kRun, mul(fset(cap), vtanh(mul(fload(s + b * kRun), fset(1.f / cap)))));
   F m = fset(-1e30f);
@@ -244,22 +196,31 @@ static ALWAYS void soften(float* s, int b0, int b1, int lo, int hi, float cap, f
   const F t = fset(top);
   F sum = fzero();
   auto weight = [&](int b) { return exp2_neg(vmin(sub(fload(s + b * kRun), t), fzero())); };
-  auto keep = [&](int b, F p) {
-    fstore(s + b * kRun, p);
+  auto keep = [&](int b, F p, F stored) {
+    fstore(s + b * kRun, stored);
     sum = add(sum, p);
   };
-  each([&](int b) { keep(b, pick(seen(b), weight(b), fzero())); }, [&](int b) { keep(b, exp2_neg(sub(fload(s + b * kRun), t))); });
+  auto scaled = [&](int b, F p) { return SCALED ? mul(p, fload(scales[b] + kRun)) : p; };
+  each(
+      [&](int b) {
+        const F p = weight(b);
+        keep(b, pick(seen(b), p, fzero()), pick(seen(b), scaled(b, p), fzero()));
+      },
+      [&](int b) {
+        const F p = exp2_neg(sub(fload(s + b * kRun), t));
+        keep(b, p, scaled(b, p));
+      });
   *max_out = top;
   *sum_out = hsum(sum);
 }
 
 // Weighted V of R rows, 16 * W columns, positions [lo, hi) of the chunk.
-template <int R, int W>
-static ALWAYS void weigh(const float* score, const Half* const* vp, int dim, int col, int lo, int hi, float* out, size_t ld) {
+template <class E, int R, int W>
+static ALWAYS void weigh(const float* score, const uint8_t* const* vp, int dim, int col, int lo, int hi, float* out, size_t ld) {
   F o[R][W];
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) o[r][i] = fzero();
   for (int j = lo; j < hi;) {
-    const Half* v = vp[j / kRun] + (j % kRun) * dim + col;
+    const E* v = reinterpret_cast<const E*>(vp[j / kRun]) + (j % kRun) * dim + col;
     const int end = imin(hi, (j / kRun + 1) * kRun);
     for (; j < end; j++, v += dim) {
       F x[W];
@@ -293,9 +254,11 @@ static ALWAYS int seen_end(const AttentionArgs& a, int row, int pos, int kv) {
   return a.meta.row_ends ? clamp(a.meta.row_ends[row], pos + 1, kv) : pos + 1;
 }
 
-// One chunk for R adjacent rows of a tile. `ends` of its tokens. part receives R partial results; seen says which rows see anything.
-template <int R, bool WIDE>
+// One chunk for R adjacent rows of a tile. `ends` of its tokens. part receives R partial results; seen says which rows see anything. E:
+// what is read, float where blocks were widened.
+template <int R, class E, bool SCALED>
 static void chunk_rows(const AttentionArgs& a, const Scratch& s, int r0, int grp, int pos0, const int* ends, int base, unsigned* seen) {
+  constexpr bool WIDE = sizeof(E) == sizeof(float);
   const int dim = a.kv.dim;
   const size_t ld = part_size(dim);
   int lo[R], hi[R], low = kChunk, high = 0;
@@ -315,16 +278,16 @@ static void chunk_rows(const AttentionArgs& a, const Scratch& s, int r0, int grp
   for (int b = b0, n; b < b1; b += n) {
     n = imin(kAttP - b % kAttP, b1 - b);
     float* to = s.score + b * kRun;
-    if (WIDE) with_rows<kAttP>(n, [&](auto p) { wide_scores<R, decltype(p)::value>(q, wide_k(s, b, dim), dim, to); });
-    else if (n == kAttP) scores<R, kAttP>(q, dim, s.kp + b, s.vp + b, to);
-    else scores<R, 1>(q, dim, s.kp + b, s.vp + b, to), n = 1;
+    if constexpr (WIDE) with_rows<kAttP>(n, [&](auto p) { wide_scores<R, decltype(p)::value>(q, wide_k(s, b, dim), dim, to); });
+    else if (n == kAttP) scores<E, R, kAttP>(q, dim, s.at.k + b, s.at.v + b, to);
+    else scores<E, R, 1>(q, dim, s.at.k + b, s.at.v + b, to), n = 1;
   }
   for (int r = 0; r < R; r++)
-    soften(s.score + r * kChunk, b0, b1, lo[r], hi[r], a.soft_cap * kLog2E, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+    soften<SCALED>(s.score + r * kChunk, s.at.scales, b0, b1, lo[r], hi[r], a.soft_cap * kLog2E, s.part + r * ld + dim, s.part + r * ld + dim + 1);
   auto columns = [&](auto w, int col) {
     constexpr int W = decltype(w)::value;
-    if (WIDE) wide_weigh<R, W>(s.score + low, s.v32 + size_t(low) * dim + col, dim, high - low, s.part + col, ld);
-    else weigh<R, W>(s.score, s.vp, dim, col, low, high, s.part, ld);
+    if constexpr (WIDE) wide_weigh<R, W>(s.score + low, s.v32 + size_t(low) * dim + col, dim, high - low, s.part + col, ld);
+    else weigh<E, R, W>(s.score, s.at.v, dim, col, low, high, s.part, ld);
   };
   int col = 0;
   for (; col + 16 * kAttP <= dim; col += 16 * kAttP) columns(Const<kAttP>{}, col);
@@ -338,17 +301,19 @@ static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* tab
   const int base = chunk * kChunk, end = imin(base + kChunk, last_end);
   const int begin = a.window > 0 && pos0 - a.window + 1 > base ? pos0 - a.window + 1 : base;
   if (begin >= end) return;
-  find_blocks(a.kv, table, base, begin, end, h, s);
+  find_blocks(a.kv, table, base, begin, end, h, s.at);
   const bool widened = rows >= 3 * kAttR;
-  if (widened) widen_blocks(s, (begin - base) / kRun, (end - base + kRun - 1) / kRun, a.kv.dim);
+  if (widened) widen(a.kv, s, (begin - base) / kRun, (end - base + kRun - 1) / kRun);
   const int parts = (rows + kAttR - 1) / kAttR;
   for (int i = 0; i < parts; i++) {
     const int r0 = rows * i / parts, n = rows * (i + 1) / parts - r0;
     unsigned seen = 0;
     with_rows<kAttR>(n, [&](auto rr) {
       constexpr int R = decltype(rr)::value;
-      if (widened) chunk_rows<R, true>(a, s, r0, grp, pos0, ends, base, &seen);
-      else chunk_rows<R, false>(a, s, r0, grp, pos0, ends, base, &seen);
+      auto rows_of = [&](auto fn) { fn(a, s, r0, grp, pos0, ends, base, &seen); };
+      if (a.kv.form == kKVHalf) rows_of(widened ? chunk_rows<R, float, false> : chunk_rows<R, Half, false>);
+      else if (widened) rows_of(chunk_rows<R, float, true>);
+      else rows_of(a.kv.form == kKVInt8 ? chunk_rows<R, Int8, true> : chunk_rows<R, E4M3, true>);
     });
     if (seen) done(r0, n, seen);
   }

@@ -15,7 +15,21 @@ static void unpack_row(const WeightView& w, int row, float scale, float* out) {
   const uint8_t* p = w.w + w.panel * (row / 16);
   const int lane = row % 16;
   auto half = [](const uint8_t* at, int i) { uint16_t h; __builtin_memcpy(&h, at + 2 * i, 2); return h; };
-  if (w.kind == kInt4) {
+  if (w.kind <= kIq3x) {
+    for (int g = 0; g < w.groups; g++, p += kLevelGroup) {
+      const float d = f16_to_f32(half(p, lane));
+      for (int k = 0; k < 32; k++) {
+        const int v = p[32 + 64 * (k / 8) + 4 * lane + k % 4] >> (k % 8 / 4 * 4) & 15;
+        out[32 * g + k] = scale * (d * float(int(kLevels[w.kind][v]) - 128));
+      }
+    }
+  } else if (w.kind <= kQ2) {
+    for (int g = 0; g < w.groups; g++, out += 32) {
+      if (w.kind == kQ2) read_two(p, g, lane, out);
+      else read_three(p, w.kind, g, lane, out);
+      for (int k = 0; k < 32; k++) out[k] = scale * out[k];
+    }
+  } else if (w.kind == kInt4) {
     for (int g = 0; g < w.groups; g++, p += 320) {
       const float d = f16_to_f32(half(p, lane)), m = f16_to_f32(half(p + 32, lane));
       for (int j = 0; j < 4; j++)
@@ -87,21 +101,31 @@ static void rms_norm(const void* args, const Ctx& c) {
 }
 
 // ---- gate, store ----------------------------------------------------------------------------------------------------------
-template <class Fn> static ALWAYS void each_group(const ActView& out, int rows, const Ctx& c, Fn f) {
+constexpr int kSpanGroups = 64;        // of a row at a time: they stay in L1
+template <class Fn> static ALWAYS void each_span(const ActView& out, int rows, const Ctx& c, Fn f) {
   const int g = (out.width + 31) / 32, parts = rows < 4 * c.n ? imin(4, g) : 1;        // few rows: threads share a row
   for (int u; (u = c.take()) < rows * parts;) {
-    const int r = u / parts, p = u % parts;
-    for (int i = g * p / parts; i < g * (p + 1) / parts; i++) f(r, i);
+    const int r = u / parts, p = u % parts, end = g * (p + 1) / parts;
+    for (int i = g * p / parts; i < end; i += kSpanGroups) f(r, i, imin(i + kSpanGroups, end));
   }
 }
+template <class Fn> static ALWAYS void each_group(const ActView& out, int rows, const Ctx& c, Fn f) {
+  each_span(out, rows, c, [&](int r, int begin, int end) {
+    for (int i = begin; i < end; i++) f(r, i);
+  });
+}
+// Two passes, as in gated_unit.
 template <int FN> static void gate_rows(const GateArgs& a, const Ctx& c) {
   const int w = a.out.width;
-  each_group(a.out, count(a.rows, a.max_rows), c, [&](int r, int g) {
-    const int k = 32 * g, n = w - k;
-    const float *x = a.gate + r * a.ld_gate + k, *y = a.up + r * a.ld_up + k;
-    const F lo = mul(gate_fn<FN>(fload_n(x, n)), fload_n(y, n));
-    const F hi = n > 16 ? mul(gate_fn<FN>(fload_n(x + 16, n - 16)), fload_n(y + 16, n - 16)) : fzero();
-    write32(a.out, r, g, lo, hi, n);
+  float* tmp = reinterpret_cast<float*>(c.scratch);
+  each_span(a.out, count(a.rows, a.max_rows), c, [&](int r, int begin, int end) {
+    const float *x = a.gate + r * a.ld_gate, *y = a.up + r * a.ld_up;
+    for (int k = 32 * begin; k < 32 * end; k += 16)
+      fstore(tmp + k - 32 * begin, k < w ? mul(gate_fn<FN>(fload_n(x + k, w - k)), fload_n(y + k, w - k)) : fzero());
+    for (int g = begin; g < end; g++) {
+      const float* t = tmp + 32 * (g - begin);
+      write32(a.out, r, g, fload(t), fload(t + 16), w - 32 * g);
+    }
   });
 }
 static void gate(const void* args, const Ctx& c) {
@@ -130,13 +154,46 @@ static void soft_cap(const void* args, const Ctx& c) {
   }
 }
 
-// ---- rope and KV store ------------------------------------------------------------------------------------------------------
-// n values at p, in whole vectors where they are: masked stores cannot be forwarded to the loads that follow.
-static ALWAYS F load_up_to(const float* p, int n) { return n >= 16 ? fload(p) : fload_n(p, n); }
-static ALWAYS void store_up_to(float* p, F v, int n) {
-  if (n >= 16) fstore(p, v);
-  else fstore_n(p, v, n);
+// ---- several residual streams ---------------------------------------------------------------------------------------------
+static void scale_rows(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const SoftCapArgs*>(args);
+  const F by = fset(a.cap);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n) {
+    float* x = a.x + size_t(r) * a.ld;
+    for (int k = 0; k < a.n; k += 16) fstore_n(x + k, mul(fload_n(x + k, a.n - k), by), a.n - k);
+  }
 }
+static ALWAYS float mean_square(const float* x, int n) {
+  F ss = fzero();
+  for (int k = 0; k < n; k += 16) { const F t = fload_n(x + k, n - k); ss = fma(t, t, ss); }
+  return hsum(ss) / float(n);
+}
+static void match_rms(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const MatchArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n) {
+    float* x = a.x + size_t(r) * a.ld;
+    const float own = mean_square(x, a.n), other = mean_square(a.like + size_t(r) * a.ld_like, a.n);
+    const F by = fset(__builtin_sqrtf(other) / __builtin_sqrtf(own > 1e-5f ? own : 1e-5f));
+    for (int k = 0; k < a.n; k += 16) fstore_n(x + k, mul(fload_n(x + k, a.n - k), by), a.n - k);
+  }
+}
+static void sparsify(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const SoftCapArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n) {
+    float* x = a.x + size_t(r) * a.ld;
+    F sum = fzero(), ss = fzero();
+    for (int k = 0; k < a.n; k += 16) sum = add(sum, fload_n(x + k, a.n - k));
+    const float mean = hsum(sum) / float(a.n);
+    for (int k = 0; k < a.n; k += 16) {
+      const F t = pick(first(a.n - k), sub(fload_n(x + k, a.n - k), fset(mean)), fzero());
+      ss = fma(t, t, ss);
+    }
+    const F floor = fset(mean + a.cap * __builtin_sqrtf(hsum(ss) / float(a.n)));
+    for (int k = 0; k < a.n; k += 16) fstore_n(x + k, vmax(sub(fload_n(x + k, a.n - k), floor), fzero()), a.n - k);
+  }
+}
+
+// ---- rope and KV store ------------------------------------------------------------------------------------------------------
 static ALWAYS void norm_head(float* x, const float* weight, int dim, float eps) {
   F ss = fzero();
   for (int k = 0; k < dim; k += 16) { const F t = load_up_to(x + k, dim - k); ss = fma(t, t, ss); }
@@ -151,15 +208,13 @@ static ALWAYS void rotate(float* x, const float* cos, const float* sin, int rot)
     fstore_n(x + rot + k, fma(a, s, mul(b, co)), n);
   }
 }
-static ALWAYS F to_half_range(F x) { return vmin(vmax(x, fset(-65504.f)), fset(65504.f)); }
-
 static ALWAYS void turn_head(const RopeArgs& a, float* x, const float* norm, const float* cos, const float* sin) {
   if (norm && !a.norm_last) norm_head(x, norm, a.kv.head, a.eps);
   rotate(x, cos, sin, a.rot);
   if (norm && a.norm_last) norm_head(x, norm, a.kv.head, a.eps);
 }
 static void rope_row(const RopeArgs& a, int r) {
-  const int dim = a.kv.dim, head = a.kv.head, hq = a.num_heads, hkv = a.kv.heads, pos = clamp(a.positions[r], 0, a.num_positions - 1);
+  const int head = a.kv.head, hq = a.num_heads, hkv = a.kv.heads, pos = clamp(a.positions[r], 0, a.num_positions - 1);
   const int slot = a.slots[r];
   const float *cos = a.cos + size_t(pos) * a.rot, *sin = a.sin + size_t(pos) * a.rot;
   float* row = a.qkv + r * a.ld;
@@ -173,15 +228,7 @@ static void rope_row(const RopeArgs& a, int r) {
   for (int h = 0; h < hkv; h++) {
     float* x = row + (hq + h) * head;
     turn_head(a, x, a.k_norm, cos, sin);
-    const size_t base = size_t(slot / kRun) * a.kv.stride + size_t(h) * dim * kRun;
-    uint16_t *k = a.kv.k + base + slot % kRun, *v = a.kv.v + base + size_t(slot % kRun) * dim;
-    const float* y = row + (hq + hkv + h) * head;
-    for (int d = 0; d < dim; d += 16) {
-      alignas(64) uint16_t t[16];
-      store_f16(t, to_half_range(load_up_to(x + d, head - d)));
-      UNROLL for (int i = 0; i < 16; i++) k[size_t(d + i) * kRun] = t[i];
-      store_f16(v + d, to_half_range(load_up_to(y + d, head - d)));
-    }
+    store_head(a.kv, slot, h, x, row + (hq + hkv + h) * head);
   }
 }
 static void rope_store(const void* args, const Ctx& c) {

@@ -79,7 +79,7 @@ static void route_row(const RouteArgs& a, int r, float* work) {
     choice[ids[j]] = kNone;
     total += weights[j];
   }
-  for (int j = 0; j < k; j++) weights[j] = (a.normalise ? weights[j] / total : weights[j]) * a.scale;
+  for (int j = 0; j < k; j++) weights[j] = (a.normalise ? weights[j] / total : weights[j]) * a.scale * (a.scales ? a.scales[ids[j]] : 1.f);
 }
 static void route(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const RouteArgs*>(args);
@@ -188,6 +188,24 @@ static void experts_linear(const void* args, const Ctx& c) {
       for (int r = 0; r < m; r++)
         for (int d = 16 * p; d < imin(16 * end, n); d += 16) store_up_to(a.out + size_t(r) * a.ld_out + d, fzero(), n - d);
       for (int i = 0; i < num; i++) add_part(a, parts[i], pairs, p, end, c.scratch);
+    }
+}
+
+// ---- heads ------------------------------------------------------------------------------------------------------------------
+// A unit is a panel of one head's matrix times a block of rows.
+static void heads_linear(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const HeadsArgs*>(args);
+  const int m = count(a.rows, a.max_rows), per = a.bank.w.panels, units = a.heads * per;
+  if (m <= 0) return;
+  const int rows = block_rows(m), blocks = (m + rows - 1) / rows;
+  float* tmp = reinterpret_cast<float*>(c.scratch + kPanelBuf);
+  for (Runs run(units * blocks, 1, c); run.next();)
+    for (int u = run.begin; u < run.end; u++) {
+      const int h = u % units / per, p = u % per, r0 = u / units * rows, r1 = imin(r0 + rows, m), n = a.bank.w.n - 16 * p;
+      ActView x = a.x;
+      x.f += size_t(h) * a.bank.w.k;
+      panels(of_expert(a.bank, h), p, 1, x, r0, r1, reinterpret_cast<uint8_t*>(c.scratch), tmp, 16, false);
+      for (int r = r0; r < r1; r++) store_up_to(a.out + size_t(r) * a.ld_out + size_t(h) * a.bank.w.n + 16 * p, fload(tmp + size_t(r - r0) * 16), n);
     }
 }
 

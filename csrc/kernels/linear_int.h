@@ -59,6 +59,25 @@ template <int R> static NOINLINE void tile_int4(const uint8_t* w, const Group* x
   }
   put(a, y, ld);
 }
+// The same of places in a table: what they stand for is looked up, as int8.
+template <int R> static NOINLINE void tile_levels(const uint8_t* w, const uint8_t* table, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
+  Acc<R> a;
+  start(a, y, ld, resume);
+  const I low = nibble_mask(), levels = table16(table);
+  for (int g = 0; g < groups; g++, w += kLevelGroup, x += kTileRows) {
+    begin_group<R, false>(a, x);
+    UNROLL for (int j = 0; j < 4; j++) {
+      const I v = iload(w + 32 + 64 * j);
+      next.fetch<R>();
+      dot<R, false>(a, prep_s8(look_up(levels, iand(v, low))), x, 2 * j);
+      dot<R, false>(a, prep_s8(look_up(levels, iand(ishr<4>(v), low))), x, 2 * j + 1);
+    }
+    next.fetch<R>();
+    const F d = load_f16(reinterpret_cast<const uint16_t*>(w));
+    end_group<R, false>(a, d, d, x);
+  }
+  put(a, y, ld);
+}
 // From an even group on.
 template <int R> static NOINLINE void tile_int8(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R> a;
@@ -103,29 +122,16 @@ static void flatten_int4(const uint8_t* p, int groups, uint8_t* o) {
   }
 }
 
-constexpr int kBlockGroups = 18;       // groups of k in a block: it, the next one and a tile of rows stay in a 32 KB L1
-
-// Rows r0 .. r1 (in pieces that a tile of activations and the registers hold) times a panel. o is where row r0 goes.
-static void panel_int(const WeightView& w, int nb, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
-  const int tiles = (r1 - r0 + kMR - 1) / kMR, step = tiles > 1 ? kBlockGroups : w.groups;
-  const bool flat = w.kind == kInt4 && r1 - r0 > kUnpackRows;
-  for (int g0 = 0; g0 < w.groups; g0 += step) {
-    const int n = imin(step, w.groups - g0);
-    const uint8_t* pk = w.w + w.panel * nb + (w.kind == kInt4 ? 320 * size_t(g0) : int8_scales(g0));
-    if (flat) flatten_int4(pk, n, buf);
-    const int bytes = n * (w.kind == kInt4 ? 320 : int(kInt8Pair / 2)), calls = n * (flat ? 1 : w.kind == kInt4 ? 5 : 9);
-    for (int r = r0, m; r < r1; r += m) {
-      m = imin(kMR, imin(r1 - r, kTileRows - r % kTileRows));
-      const Group* xt = group_at(x, r, g0);
-      float* ot = o + (r - r0) * ld;
-      const bool go_on = resume || g0 > 0;
-      const Ahead next = share_ahead(pk, bytes, calls, r - r0, m, r1 - r0);
-      with_rows<kMR>(m, [&](auto rows) {
-        constexpr int R = decltype(rows)::value;
-        if (flat) tile_flat<R>(buf, xt, n, ot, ld, go_on, next);
-        else if (w.kind == kInt4) tile_int4<R>(pk, xt, n, ot, ld, go_on, next);
-        else tile_int8<R>(pk, xt, n, ot, ld, go_on, next);
-      });
+// As a panel of int8.
+static void flatten_levels(const uint8_t* p, const uint8_t* table, int groups, uint8_t* o) {
+  const I low = nibble_mask(), levels = table16(table);
+  for (int g = 0; g < groups; g++, p += kLevelGroup) {
+    uint8_t* q = o + int8_values(g);
+    __builtin_memcpy(o + int8_scales(g), p, 32);
+    for (int j = 0; j < 4; j++) {
+      const I v = iload(p + 32 + 64 * j);
+      istore(q + 128 * j, look_up(levels, iand(v, low)));
+      istore(q + 128 * j + 64, look_up(levels, iand(ishr<4>(v), low)));
     }
   }
 }

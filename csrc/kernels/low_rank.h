@@ -8,6 +8,7 @@ namespace ISA {
 
 constexpr int kTile = 16;              // rows of a tile at most (ADAPTER_TILE of kernels/low_rank.py)
 constexpr int kDownRows = kFR >= 12 ? 6 : kFR >= 4 ? 3 : 1;       // rows whose accumulators, two each, fit in registers
+constexpr int kAhead = 2048;           // values between what is read and what is fetched: streams are too short for the processor to notice
 constexpr int kUpRows = kFR >= 12 ? 8 : kFR >= 4 ? 4 : 2;
 
 // The rows of a tile, those that exist.
@@ -41,6 +42,7 @@ template <int R> static NOINLINE void down_rows(const uint16_t* a, const float* 
   F even[R], odd[R];
   UNROLL for (int r = 0; r < R; r++) even[r] = odd[r] = fzero();
   for (int k = 0; k < n; k += 2, a += 32) {
+    prefetch(a + kAhead);
     const F lo = load_f16(a), hi = load_f16(a + 16);
     UNROLL for (int r = 0; r < R; r++) even[r] = fma(lo, fset(x[r * ld + k]), even[r]);
     UNROLL for (int r = 0; r < R; r++) odd[r] = fma(hi, fset(x[r * ld + k + 1]), odd[r]);
@@ -48,35 +50,34 @@ template <int R> static NOINLINE void down_rows(const uint16_t* a, const float* 
   UNROLL for (int r = 0; r < R; r++) fstore(h[r], add(even[r], odd[r]));
 }
 
-static void down_unit(const LowRankArgs& a, int t, int chunk, float* x) {
+// One chunk of k of one matrix of sixteen ranks.
+static void down_unit(const LowRankArgs& a, const TileRows& tile, int matrix, int chunk, float* x) {
   const AdapterView& b = a.bank;
-  const TileRows tile(a, t);
+  if (!tile.n || matrix % b.groups >= rank_groups(b, tile.slot, matrix / b.groups)) return;
   const int k0 = chunk * a.chunk_len, n = imin(a.chunk_len, b.k - k0);
-  bool any = false;
-  for (int p = 0; p < b.parts && tile.n; p++) any |= rank_groups(b, tile.slot, p) > 0;
-  if (!any) return;
-  for (int r = 0; r < tile.n; r++) read_row(a.x, tile.rows[r], k0, n, x + size_t(r) * a.chunk_len);
   const size_t lanes = size_t(b.parts) * b.groups * 16;
-  for (int p = 0; p < b.parts; p++)
-    for (int g = 0; g < rank_groups(b, tile.slot, p); g++) {
-      const size_t at = size_t(p) * b.groups + g;
-      const uint16_t* w = b.a + tile.slot * b.a_slot + (at * b.k + k0) * 16;
-      for (int r = 0, m; r < tile.n; r += m) {
-        m = imin(kDownRows, tile.n - r);
-        float* h[kDownRows];
-        for (int i = 0; i < m; i++) h[i] = a.h + (size_t(tile.rows[r + i]) * a.chunks + chunk) * lanes + at * 16;
-        with_rows<kDownRows>(m, [&](auto rows) {
-          down_rows<decltype(rows)::value>(w, x + size_t(r) * a.chunk_len, a.chunk_len, n, h);
-        });
-      }
+  const uint16_t* w = b.a + tile.slot * b.a_slot + (size_t(matrix) * b.k + k0) * 16;
+  for (int r = 0, m; r < tile.n; r += m) {
+    m = imin(kDownRows, tile.n - r);
+    float* h[kDownRows];
+    for (int i = 0; i < m; i++) {
+      read_row(a.x, tile.rows[r + i], k0, n, x + size_t(i) * a.chunk_len);
+      h[i] = a.h + (size_t(tile.rows[r + i]) * a.chunks + chunk) * lanes + size_t(matrix) * 16;
     }
+    with_rows<kDownRows>(m, [&](auto rows) { down_rows<decltype(rows)::value>(w, x, a.chunk_len, n, h); });
+  }
 }
+// Units go through a bank in the order in which it lies in memory.
 static void low_rank_down(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const LowRankArgs*>(args);
-  const int tiles = count(a.num_tiles, a.max_tiles);
+  const int tiles = count(a.num_tiles, a.max_tiles), units = a.bank.parts * a.bank.groups * a.chunks;
   if (!tiles) return;
-  for (Runs run(tiles * a.chunks, 1, c); run.next();)
-    for (int u = run.begin; u < run.end; u++) down_unit(a, u / a.chunks, u % a.chunks, reinterpret_cast<float*>(c.scratch));
+  for (Runs run(tiles * units, 4, c); run.next();)
+    for (int u = run.begin; u < run.end;) {
+      const TileRows tile(a, u / units);
+      for (const int first = u / units * units, last = imin(run.end, first + units); u < last; u++)
+        down_unit(a, tile, (u - first) / a.chunks, (u - first) % a.chunks, reinterpret_cast<float*>(c.scratch));
+    }
 }
 
 // One panel of R rows: ranks ascending. h: [R] rows of `ld` floats.
@@ -86,7 +87,8 @@ static NOINLINE void up_rows(const uint16_t* b, size_t group, int groups, const 
   UNROLL for (int r = 0; r < R; r++) acc[r] = fzero();
   for (int g = 0; g < groups; g++) {
     const uint16_t* w = b + g * group;
-    for (int j = 0; j < 16; j++) {
+    UNROLL for (int j = 0; j < 16; j++) {
+      if (j % 2 == 0) prefetch(w + 16 * j + kAhead);
       const F v = load_f16(w + 16 * j);
       UNROLL for (int r = 0; r < R; r++) acc[r] = fma(v, fset(h[r * ld + 16 * g + j]), acc[r]);
     }
@@ -115,8 +117,9 @@ static void add_chunks(const LowRankArgs& a, const TileRows& tile, int part, int
 // Panels begin .. end - 1 of one part.
 static void up_unit(const LowRankArgs& a, const TileRows& tile, int part, int begin, int end, float* h) {
   const AdapterView& b = a.bank;
+  if (!tile.n) return;  // and its slot may not exist
   const int groups = rank_groups(b, tile.slot, part), panels = (a.widths[part] + 15) / 16;
-  if (!groups || !tile.n) return;
+  if (!groups) return;
   add_chunks(a, tile, part, groups, h);
   const size_t ld = size_t(groups) * 16, group = size_t(panels) * 256;
   const uint16_t* base = b.b + tile.slot * b.b_slot + size_t(a.first_panel[part]) * b.groups * 256;

@@ -75,6 +75,9 @@ template <int FN> static ALWAYS F gated(F g, F u) {
   return mul(div(low, add(fset(1.f), vexp(mul(low, fset(-1.702f))))), add(bounded, fset(1.f)));
 }
 
+static ALWAYS uint16_t half_at(const uint8_t* p) { uint16_t h; __builtin_memcpy(&h, p, 2); return h; }
+static ALWAYS void put_half(uint8_t* p, uint16_t h) { __builtin_memcpy(p, &h, 2); }
+
 // One group of 32 values. The largest magnitude is found on the bits, so that infinity and NaN are never lost: such a group
 // gets the scale NaN, and all results computed from it are NaN.
 static ALWAYS void quantise(F a, F b, Group* out) {
@@ -84,8 +87,8 @@ static ALWAYS void quantise(F a, F b, Group* out) {
   __builtin_memcpy(&amax, &top, 4);
   if (top >= 0x7f800000) {
     for (int i = 0; i < 32; i++) out->q[i] = 0;
-    out->d = out->s = nan;
-    out->i = 0;
+    out->d = out->s = out->low = out->high = nan;
+    out->i = out->first = 0;
     return;
   }
   // Below 1e-30 the reciprocal could overflow: such a group is zero for all purposes.
@@ -94,10 +97,13 @@ static ALWAYS void quantise(F a, F b, Group* out) {
   const I qa = to_int(mul(a, inv)), qb = to_int(mul(b, inv));
   store_i8(out->q, qa);
   store_i8(out->q + 16, qb);
-  const int sum = ihsum(iadd(qa, qb));
+  const int first = ihsum(qa), last = ihsum(qb), sum = first + last;
   out->d = d;
   out->s = d * float(sum);
   out->i = -128 * sum;
+  out->first = -128 * first;
+  out->low = d * float(first);
+  out->high = d * float(last);
 }
 
 static ALWAYS Group* group_at(const ActView& act, int row, int g) {
@@ -112,6 +118,13 @@ static ALWAYS void write32(const ActView& act, int row, int g, F a, F b, int n) 
     fstore_n(p, a, n);
     if (n > 16) fstore_n(p + 16, b, n - 16);
   }
+}
+
+// n values at p, in whole vectors where they are: masked stores cannot be forwarded to the loads that follow.
+static ALWAYS F load_up_to(const float* p, int n) { return n >= 16 ? fload(p) : fload_n(p, n); }
+static ALWAYS void store_up_to(float* p, F v, int n) {
+  if (n >= 16) fstore(p, v);
+  else fstore_n(p, v, n);
 }
 
 static ALWAYS int imin(int a, int b) { return a < b ? a : b; }

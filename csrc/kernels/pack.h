@@ -3,21 +3,35 @@
 
 namespace ISA {
 
-static ALWAYS uint16_t half_at(const uint8_t* p) { uint16_t h; __builtin_memcpy(&h, p, 2); return h; }
 static ALWAYS uint32_t word_at(const uint8_t* p) { uint32_t w; __builtin_memcpy(&w, p, 4); return w; }
 static ALWAYS void put_word(uint8_t* p, uint32_t w) { __builtin_memcpy(p, &w, 4); }
-static ALWAYS void put_half(uint8_t* p, uint16_t h) { __builtin_memcpy(p, &h, 2); }
 
-// One lane of an int4 group from nibbles laid out as in Q4_0 and Q4_1: low halves k 0..15, high halves k 16..31.
-static ALWAYS void lane_int4(uint8_t* group, int lane, uint16_t d, uint16_t m, const uint8_t* qs) {
-  put_half(group + 2 * lane, d);
-  put_half(group + 32 + 2 * lane, m);
+// Nibbles laid out as in Q4_0 and Q4_1, low halves k 0..15, high halves k 16..31, as a lane's share of 256 bytes.
+static ALWAYS void lane_nibbles(uint8_t* values, int lane, const uint8_t* qs) {
   const uint32_t low = 0x0f0f0f0f, w0 = word_at(qs), w1 = word_at(qs + 4), w2 = word_at(qs + 8), w3 = word_at(qs + 12);
-  uint8_t* q = group + 64 + 4 * lane;
+  uint8_t* q = values + 4 * lane;
   put_word(q, (w0 & low) | (w1 & low) << 4);
   put_word(q + 64, (w2 & low) | (w3 & low) << 4);
   put_word(q + 128, ((w0 >> 4) & low) | (w1 & ~low));
   put_word(q + 192, ((w2 >> 4) & low) | (w3 & ~low));
+}
+static ALWAYS void lane_int4(uint8_t* group, int lane, uint16_t d, uint16_t m, const uint8_t* qs) {
+  put_half(group + 2 * lane, d);
+  put_half(group + 32 + 2 * lane, m);
+  lane_nibbles(group + 64, lane, qs);
+}
+// A block of MXFP4: an exponent e, then nibbles. Levels are twice the values, so the scale is 2^(e - 128), within half precision.
+static ALWAYS void lane_mx4(uint8_t* group, int lane, const uint8_t* block) {
+  const uint32_t bits = uint32_t(block[0] ? block[0] - 1 : 0) << 23;
+  float scale;
+  __builtin_memcpy(&scale, &bits, 4);
+  put_half(group + 2 * lane, f32_to_f16(scale < 65504.f ? scale : 65504.f));
+  lane_nibbles(group + 32, lane, block + 1);
+}
+// A scale, then nibbles that are places in a table.
+static ALWAYS void lane_level4(uint8_t* group, int lane, const uint8_t* block) {
+  put_half(group + 2 * lane, half_at(block));
+  lane_nibbles(group + 32, lane, block + 2);
 }
 static ALWAYS void lane_int8(uint8_t* group, int lane, const int8_t* q) {
   for (int j = 0; j < 8; j++) {
@@ -137,9 +151,18 @@ static void put_columns(const uint8_t* src, size_t row_bytes, int count, int lan
 
 static void pack_panel(const PackArgs& a, const uint8_t* src, int lanes, int lane0, uint8_t* p) {
   const size_t rb = a.row_bytes;
-  if (a.kind == kInt4) {
+  if (a.kind == kMx4) {
     for (int g = 0; g < a.groups; g++)
-      for (int l = 0; l < lanes; l++) pack_int4(a.source, src + l * rb, g, p + 320 * size_t(g), lane0 + l);
+      for (int l = 0; l < lanes; l++) lane_mx4(p + kLevelGroup * size_t(g), lane0 + l, src + l * rb + 17 * size_t(g));
+  } else if (a.kind <= kIq3x) {
+    for (int g = 0; g < a.groups; g++)
+      for (int l = 0; l < lanes; l++) lane_level4(p + kLevelGroup * size_t(g), lane0 + l, src + l * rb + 18 * size_t(g));
+  } else if (a.kind <= kQ2) {
+    for (int g = 0; g < a.groups; g++)
+      for (int l = 0; l < lanes; l++) a.kind == kQ2 ? lane_two(p, g, lane0 + l, src + l * rb) : lane_three(p, g, lane0 + l, src + l * rb);
+  } else if (a.kind == kInt4) {
+    for (int g = 0; g < a.groups; g++)
+      for (int l = 0; l < lanes; l++) pack_int4(a.source, src + l * rb, g, p + kInt4Group * size_t(g), lane0 + l);
   } else if (a.kind == kInt8) {
     for (int g = 0; g < a.groups; g++)
       for (int l = 0; l < lanes; l++)
@@ -164,42 +187,6 @@ static void pack(const void* args, const Ctx& c) {
     const int at = a.gated ? u / 2 * 4 + u % 2 + a.first_row / 16 : u;
     pack_panel(a, a.src + r0 * a.row_bytes, r1 - r0, r0 + shift - u * 16, a.w + a.panel * at);
   }
-}
-
-// ---- the machine's limits, for benchmarks -----------------------------------------------------------------------------------
-static void read(const void* args, const Ctx& c) {
-  const auto& a = *static_cast<const ReadArgs*>(args);
-  const size_t per = a.bytes / size_t(c.n) / 1024 * 1024;
-  const uint8_t* q = a.p + per * c.tid;
-  I x = izero(), y = izero(), z = izero(), w = izero();
-  for (size_t i = 0; i < per; i += 256) {
-    x = iadd(x, iload(q + i));
-    y = iadd(y, iload(q + i + 64));
-    z = iadd(z, iload(q + i + 128));
-    w = iadd(w, iload(q + i + 192));
-  }
-  a.sink[8 * c.tid] = uint64_t(ihsum(iadd(iadd(x, y), iadd(z, w))));
-}
-static double peak(int what, int loops) {
-  constexpr int N = 12;                // independent chains: enough to hide the latency of either instruction
-  volatile float seed = 1.0000001f;    // unknown to the compiler, and every lane different
-  float start[16], sink = 0;
-  for (int i = 0; i < 16; i++) start[i] = seed + float(i) * 1e-6f;
-  if (what == 0) {
-    I s[N];
-    const I v = bits(fload(start));
-    UNROLL for (int i = 0; i < N; i++) s[i] = iadd(v, iset(i));
-    for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) s[i] = dot_s8(s[i], v, v);
-    UNROLL for (int i = 0; i < N; i++) sink += float(ihsum(s[i]));
-  } else {
-    F f[N];
-    const F u = fload(start);
-    UNROLL for (int i = 0; i < N; i++) f[i] = add(u, fset(float(i)));
-    for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) f[i] = fma(f[i], u, u);
-    UNROLL for (int i = 0; i < N; i++) sink += hsum(f[i]);
-  }
-  seed = sink;
-  return double(loops) * N * (what == 0 ? 128 : 32);
 }
 
 }  // namespace ISA

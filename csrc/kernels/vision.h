@@ -29,9 +29,8 @@ static void blend_rows(const void* args, const Ctx& c) {
     for (int k = 0; k < a.width; k += 16) {
       F sum = fzero();
       for (int j = 0; j < a.count; j++) {
-        const size_t at = size_t(r) * a.count + j;
-        const float* s = a.source + size_t(clamp(a.index[at], 0, a.source_rows - 1)) * a.ld_source + k;
-        sum = fma(fset(a.weight[at]), fload_n(s, a.width - k), sum);
+        const float* s = a.source + size_t(clamp(a.index[size_t(r) * a.count + j], 0, a.source_rows - 1)) * a.ld_source + k;
+        sum = fma(fset(a.weight[size_t(r) * a.ld_weight + j]), fload_n(s, a.width - k), sum);
       }
       fstore_n(a.out + size_t(r) * a.ld_out + k, sum, a.width - k);
     }
@@ -158,7 +157,7 @@ template <int R> static unsigned segment_rows(const SegmentArgs& a, const Scratc
   for (int r = 0; r < R; r++) {
     const int lo = a.window ? clamp(pos + r - a.window - at, 0, n) : 0, hi = a.window ? clamp(pos + r + a.window + 1 - at, lo, n) : n;
     if (a.bias) add_bias(a.bias + size_t(h) * a.ld_bias, a.reach, pos + r, at, n, s.score + r * kChunk);
-    soften(s.score + r * kChunk, 0, blocks, lo, hi, 0.f, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+    soften<false>(s.score + r * kChunk, nullptr, 0, blocks, lo, hi, 0.f, s.part + r * ld + dim, s.part + r * ld + dim + 1);
     seen |= unsigned(lo < hi) << r;
   }
   int col = 0;

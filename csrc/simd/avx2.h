@@ -74,16 +74,26 @@ static ALWAYS I iload(const void* p) {
   auto q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+static ALWAYS I load_i8(const uint8_t* p) {
+  auto q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(q)), _mm256_cvtepi8_epi32(_mm_loadu_si64(p + 8))};
+}
 static ALWAYS void istore(void* p, I v) {
   auto q = static_cast<__m256i*>(p);
   _mm256_storeu_si256(q, v.a), _mm256_storeu_si256(q + 1, v.b);
 }
 static ALWAYS I iadd(I x, I y) { return BOTH(I, _mm256_add_epi32); }
+static ALWAYS I imul(I x, I y) { return BOTH(I, _mm256_mullo_epi32); }
 static ALWAYS I imax(I x, I y) { return BOTH(I, _mm256_max_epi32); }
 static ALWAYS I iand(I x, I y) { return BOTH(I, _mm256_and_si256); }
 template <int N> static ALWAYS I ishl(I x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 template <int N> static ALWAYS I ishr(I x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
 static ALWAYS I nibble_mask() { const __m256i v = _mm256_set1_epi8(15); return {v, v}; }
+static ALWAYS I table16(const uint8_t* t) {
+  const __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t)));
+  return {v, v};
+}
+static ALWAYS I look_up(I table, I v) { return {_mm256_shuffle_epi8(table.a, v.a), _mm256_shuffle_epi8(table.b, v.b)}; }
 static ALWAYS void store_i8(int8_t* p, I v) {
   const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
@@ -125,6 +135,16 @@ static ALWAYS I dot_s8_at(I acc, I w, const int8_t* x) { return dot_s8(acc, w, i
 static ALWAYS F load_f16(const uint16_t* p) {
   auto q = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+// Bytes widened exactly: int8, and e4m3 times 2^-8 (its bits are those of a half whose exponent is 8 less).
+static ALWAYS F load_i8(const int8_t* p) {
+  auto half = [](const int8_t* q) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(q)))); };
+  return {half(p), half(p + 8)};
+}
+static ALWAYS F load_e4m3(const uint8_t* p) {
+  const __m256i x = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 7);
+  const __m256i h = _mm256_and_si256(x, _mm256_set1_epi16(short(0xbfff)));
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
 }
 static ALWAYS void store_f16(uint16_t* p, F v) {
   auto q = reinterpret_cast<__m128i*>(p);

@@ -51,12 +51,17 @@ static ALWAYS I izero() { return _mm512_setzero_si512(); }
 static ALWAYS I iset(int x) { return _mm512_set1_epi32(x); }
 static ALWAYS I iload(const void* p) { return _mm512_loadu_si512(p); }
 static ALWAYS void istore(void* p, I v) { _mm512_storeu_si512(p, v); }
+static ALWAYS I load_i8(const uint8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }   // sixteen signed bytes
 static ALWAYS I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+static ALWAYS I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 static ALWAYS I imax(I a, I b) { return _mm512_max_epi32(a, b); }
 static ALWAYS I iand(I a, I b) { return _mm512_and_si512(a, b); }
 template <int N> static ALWAYS I ishl(I a) { return _mm512_slli_epi32(a, N); }
 template <int N> static ALWAYS I ishr(I a) { return _mm512_srli_epi32(a, N); }
 static ALWAYS I nibble_mask() { return _mm512_set1_epi8(15); }
+// A table of 16 bytes, and what it has at the place that each byte (0..15) of v names.
+static ALWAYS I table16(const uint8_t* t) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); }
+static ALWAYS I look_up(I table, I v) { return _mm512_shuffle_epi8(table, v); }
 static ALWAYS void store_i8(int8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
 
 // Four products of bytes added to each int32 lane, exactly. Weights w: 0..15 (dot_u4) or as prepared by prep_s8 (dot_s8). Eight
@@ -76,6 +81,14 @@ static ALWAYS I dot_u4_at(I acc, I w, const int8_t* x) { return dot_s8_at(acc, w
 static ALWAYS F load_f16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+// Bytes widened exactly: int8, and e4m3 times 2^-8 (its bits are those of a half whose exponent is 8 less).
+static ALWAYS F load_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+static ALWAYS F load_e4m3(const uint8_t* p) {
+  const __m256i x = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 7);
+  return _mm512_cvtph_ps(_mm256_and_si256(x, _mm256_set1_epi16(short(0xbfff))));
+}
 static ALWAYS void store_f16(uint16_t* p, F v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -91,7 +104,12 @@ static ALWAYS float hsum(F a) {
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
 }
 static ALWAYS float hmax(F a) { return _mm512_reduce_max_ps(a); }
-static ALWAYS int ihsum(I a) { return _mm512_reduce_add_epi32(a); }
+static ALWAYS int ihsum(I a) {  // wraps, as iadd does
+  const __m256i b = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti32x8_epi32(a, 1));
+  const __m128i c = _mm_add_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+  const __m128i d = _mm_add_epi32(c, _mm_shuffle_epi32(c, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 0xb1)));
+}
 static ALWAYS int ihmax(I a) { return _mm512_reduce_max_epi32(a); }
 
 }  // namespace ISA

@@ -96,12 +96,31 @@ static ALWAYS I iset(int x) { I r; EACH r.v[l] = i4{x, x, x, x}; return r; }
 static ALWAYS I izero() { return iset(0); }
 static ALWAYS I iload(const void* p) { I r; __builtin_memcpy(&r, p, 64); return r; }
 static ALWAYS void istore(void* p, I v) { __builtin_memcpy(p, &v, 64); }
+static ALWAYS I load_i8(const uint8_t* p) {
+  I r;
+  for (int i = 0; i < 16; i++) r.v[i / 4][i % 4] = int8_t(p[i]);
+  return r;
+}
 static ALWAYS I iadd(I a, I b) { EACH a.v[l] += b.v[l]; return a; }
+static ALWAYS I imul(I a, I b) { EACH a.v[l] *= b.v[l]; return a; }
 static ALWAYS I imax(I a, I b) { M m; EACH m.v[l] = i4(a.v[l] > b.v[l]); return ipick(m, a, b); }
 static ALWAYS I iand(I a, I b) { EACH a.v[l] &= b.v[l]; return a; }
 template <int N> static ALWAYS I ishl(I a) { EACH a.v[l] = i4(u4(a.v[l]) << N); return a; }
 template <int N> static ALWAYS I ishr(I a) { EACH a.v[l] = i4(u4(a.v[l]) >> N); return a; }
 static ALWAYS I nibble_mask() { return iset(0x0f0f0f0f); }
+static ALWAYS I table16(const uint8_t* t) { I r; EACH __builtin_memcpy(&r.v[l], t, 16); return r; }
+#if defined(__ARM_FEATURE_DOTPROD)
+static ALWAYS I look_up(I table, I v) { EACH v.v[l] = i4(vqtbl1q_u8(uint8x16_t(table.v[l]), uint8x16_t(v.v[l]))); return v; }
+#else
+static ALWAYS I look_up(I table, I v) {
+  uint8_t t[64], at[64];
+  __builtin_memcpy(t, &table, 64);
+  __builtin_memcpy(at, &v, 64);
+  for (int i = 0; i < 64; i++) at[i] = t[at[i]];
+  __builtin_memcpy(&v, at, 64);
+  return v;
+}
+#endif
 static ALWAYS void store_i8(int8_t* p, I v) { for (int i = 0; i < 16; i++) p[i] = int8_t(v.v[i / 4][i % 4]); }
 
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -201,6 +220,22 @@ static ALWAYS F load_f16(const uint16_t* p) {
 #endif
   return r;
 }
+// Bytes widened exactly: int8, and e4m3 times 2^-8 (its bits are those of a half whose exponent is 8 less).
+static ALWAYS F load_i8(const int8_t* p) {
+  typedef int8_t b4 __attribute__((vector_size(4)));
+  F r;
+  for (int l = 0; l < 4; l++) {
+    b4 x;
+    __builtin_memcpy(&x, p + 4 * l, 4);
+    r.v[l] = __builtin_convertvector(__builtin_convertvector(x, i4), f4);
+  }
+  return r;
+}
+static ALWAYS F load_e4m3(const uint8_t* p) {
+  uint16_t h[16];
+  for (int i = 0; i < 16; i++) h[i] = uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7);
+  return load_f16(h);
+}
 static ALWAYS void store_f16(uint16_t* p, F v) { for (int i = 0; i < 16; i++) p[i] = f32_to_f16(v.v[i / 4][i % 4]); }
 static ALWAYS void prefetch(const void* p) { __builtin_prefetch(p); }
 
@@ -213,9 +248,9 @@ static ALWAYS float hmax(F a) {
   for (int i = 1; i < 16; i++) m = a.v[i / 4][i % 4] > m ? a.v[i / 4][i % 4] : m;
   return m;
 }
-static ALWAYS int ihsum(I a) {
+static ALWAYS int ihsum(I a) {  // wraps, as iadd does
   const i4 c = a.v[0] + a.v[1] + a.v[2] + a.v[3];
-  return c[0] + c[1] + c[2] + c[3];
+  return int(uint32_t(c[0]) + uint32_t(c[1]) + uint32_t(c[2]) + uint32_t(c[3]));
 }
 static ALWAYS int ihmax(I a) {
   int m = a.v[0][0];

@@ -14,6 +14,7 @@ commands:
   chat            talk to a model in the terminal
   run             one prompt, one answer
   batch           a file of requests, a file of answers
+  top             what a server is doing
   bench serve     load a server and measure it
   bench offline   measure the engine in this process
   models          the models known by a short name
@@ -31,8 +32,9 @@ COMMANDS = {
     "chat": "sglang.commands.chat:chat",
     "run": "sglang.commands.run:run",
     "batch": "sglang.commands.batch:batch",
+    "top": "sglang.commands.top:top",
     "bench": "sglang.commands.bench:bench",
-    "models": "sglang.commands.models:models",
+    "models": "sglang.commands.downloads:models",
     "pull": "sglang.commands.downloads:pull",
     "list": "sglang.commands.downloads:list_models",
     "rm": "sglang.commands.downloads:remove",

@@ -6,9 +6,12 @@ import sys
 
 
 def main() -> int:
-    from sglang.commands.serve import serve
+    try:
+        from sglang.commands.serve import serve
 
-    return serve(sys.argv[1:], prog="python -m sglang.launch_server", welcome=False)
+        return serve(sys.argv[1:], prog="python -m sglang.launch_server", welcome=False)
+    except KeyboardInterrupt:  # before the server handles signals
+        return 130
 
 
 if __name__ == "__main__":

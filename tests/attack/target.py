@@ -57,6 +57,15 @@ class Watch:
         return statistics.quantiles(self.health_ms, n=100)[98] if len(self.health_ms) > 1 else 0.0
 
 
+def pss_of(pid: int) -> float:
+    """Megabytes of a process, its share of what it has in common with others; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
 class Target:
     """A server and a client of it. The client's key is `KEY`, where the server asks for keys."""
 
@@ -173,13 +182,18 @@ class Target:
 
     def pss_mb(self) -> float:
         """Memory of all processes, what they share counted once."""
-        total = 0
+        return sum(map(pss_of, self.pids()))
+
+    def kept(self) -> str:
+        """Who keeps memory, and whether the caches were flushed."""
+        flushed = self.client.post("/flush_cache", headers={"Authorization": f"Bearer {ADMIN}"})
+        sizes = []
         for pid in self.pids():
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1])
-        return total / 1024
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                name = next((word for word in words if word.startswith("sglang.")), str(pid))
+                sizes.append(f"{name} {pss_of(pid):.0f} MB")
+        return f"{', '.join(sizes)}; flushing gave {flushed.status_code} {flushed.text[:200]}"
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Watch]:
@@ -218,7 +232,7 @@ class Target:
         end = time.monotonic() + SETTLE_SECONDS
         while self.settled_mb() > limit and time.monotonic() < end:
             time.sleep(1)
-        assert self.settled_mb() <= limit, f"it keeps {self.settled_mb():.0f} MB of {self.warm_mb:.0f}"
+        assert self.settled_mb() <= limit, f"it keeps {self.settled_mb():.0f} MB of {self.warm_mb:.0f}: {self.kept()}"
         assert "Traceback" not in self.new_log(), "a traceback in the log"
 
     def new_log(self) -> str:

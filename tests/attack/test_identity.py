@@ -50,8 +50,8 @@ def test_names_belong_to_their_client(text_target: Target) -> None:
         assert http.post("/open_session", json={"session_id": "s", "capacity_of_str_len": 100}, headers=one).status_code == 200
         body = BODY | {"session_params": {"id": "s"}}
         assert http.post("/generate", json=body, headers=one).status_code == 200
-        assert http.post("/generate", json=body, headers=two).status_code == 400
-        assert http.post("/close_session", json={"session_id": "s"}, headers=two).status_code == 400
+        assert http.post("/generate", json=body, headers=two).status_code == 404
+        assert http.post("/close_session", json={"session_id": "s"}, headers=two).status_code == 404
         assert http.post("/close_session", json={"session_id": "s"}, headers=one).status_code == 200
 
 

@@ -150,7 +150,7 @@ def test_prompts_with_many_log_probabilities(text_target: Target, scale: Scale) 
 
 def test_clients_that_come_and_go(text_target: Target, scale: Scale) -> None:
     """An arrival burst of honest and hasty clients; /health answers all the time."""
-    assert _health_in_burst(text_target, 2000 if scale.times > 1 else 100) < 5000
+    assert _health_in_burst(text_target, 1000 if scale.times > 1 else 100) < 5000
 
 
 @pytest.mark.slow

@@ -62,7 +62,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make_model(root / name, seed) for seed, name in enumerate(("alpha", "beta", "gamma"))}
 
 
-def start_several(log: Path, *flags: str, environ: dict[str, str] | None = None) -> RunningServer:
+def start_several(
+    log: Path, *flags: str, environ: dict[str, str] | None = None, seconds: float = START_SECONDS
+) -> RunningServer:
     """`sglang serve` with these flags; returns when it is ready."""
     port = free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
@@ -75,7 +77,7 @@ def start_several(log: Path, *flags: str, environ: dict[str, str] | None = None)
         return any("ready to roll" in line and not line.startswith("[alpha") for line in log.read_text().splitlines())
 
     try:
-        wait_until(is_ready, process, START_SECONDS, "server")
+        wait_until(is_ready, process, seconds, "server")
     except (RuntimeError, TimeoutError) as error:
         end_process(process)
         raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}") from error

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from sglang.commands.arguments import CommandError
-from sglang.commands.batch import batch, read_done, read_items, seed_of
+from sglang.commands.batch import batch, read_done, read_items
+from sglang.common.batch_lines import seed_of
 from tests.conftest import ROOT, RunningServer
 
 pytestmark = pytest.mark.cluster
@@ -59,6 +60,16 @@ def test_every_line_is_answered_whatever_its_order_and_the_rest_after_a_stop(alo
     before = first.read_bytes()
     assert batch(["-i", str(source), "-o", str(first), *flags]) == 0
     assert first.read_bytes() == before
+
+
+def test_half_a_pair_of_surrogates_is_refused_once(alone: RunningServer, tmp_path: Path) -> None:
+    """In a name and a message: the server says so, and the next run knows that it has."""
+    source, output = write(tmp_path / "in", [line("half \ud800"), line("whole \u00e4")]), tmp_path / "out"
+    assert batch(["-i", str(source), "-o", str(output), "--url", alone.url]) == 1
+    assert sorted(answers(output)) == ["half \ud800", "whole \u00e4"] and answers(output)["half \ud800"] == 400
+    before = output.read_bytes()
+    assert batch(["-i", str(source), "-o", str(output), "--url", alone.url]) == 0
+    assert output.read_bytes() == before
 
 
 def test_a_run_that_is_killed_goes_on(alone: RunningServer, tmp_path: Path) -> None:
@@ -140,7 +151,7 @@ def test_one_run_at_a_time(alone: RunningServer, tmp_path: Path) -> None:
 def test_a_server_that_cannot_be_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sglang.commands.batch.MAX_TRIES", 1)
+    monkeypatch.setattr("sglang.common.batch_run.MAX_TRIES", 1)
     source, output = write(tmp_path / "in", [line("a")]), tmp_path / "out"
     assert batch(["-i", str(source), "-o", str(output), "--url", "http://127.0.0.1:1"]) == 1
     assert output.read_text() == "" and "run this again" in capsys.readouterr().err

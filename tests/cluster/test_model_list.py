@@ -11,6 +11,7 @@ from sglang.cluster.metrics import joined_metrics
 from sglang.cluster.model_list import ServedModel, list_models, write_flags
 from sglang.commands.arguments import CommandError
 from sglang.commands.serve import split_models
+from sglang.srt.config import DEFAULT_MODEL
 from sglang.srt.errors import ConfigError
 from sglang.srt.server_args import ServerArgs
 
@@ -30,6 +31,18 @@ def test_a_path_or_flags(tmp_path: Path) -> None:
     assert found["a"] == ServedModel("a", {"model_path": "x", "threads": "3"}, False, 9.0)
     flags = {"model_path": "y", "threads": "3", "context_length": "64", "enable_metrics": "true"}
     assert found["b"] == ServedModel("b", flags, True, 0.5)
+
+
+def test_what_is_said_holds_also_where_it_is_the_default(tmp_path: Path) -> None:
+    """The default model by its name, and a flag that takes back what holds for all models."""
+    path = tmp_path / "models.yaml"
+    path.write_text(f"a: {DEFAULT_MODEL}\nb:\n  model-path: x\n  schedule-policy: {ServerArgs.schedule_policy}\nc: x\n")
+    found = {
+        model.name: model for model in list_models(ServerArgs(models=str(path), schedule_policy="fcfs"), {"d": DEFAULT_MODEL})
+    }
+    assert found["a"].path == found["d"].path == DEFAULT_MODEL
+    policies = [found[name].flags["schedule_policy"] for name in "abc"]
+    assert policies == ["fcfs", ServerArgs.schedule_policy, "fcfs"] and ServerArgs.schedule_policy != "fcfs"
 
 
 def test_those_of_the_command_line_come_after(tmp_path: Path) -> None:

@@ -42,6 +42,23 @@ def test_a_queue_that_costs_more_than_the_prefix_sends_requests_elsewhere() -> N
     assert homes[1] == homes[0]
 
 
+def test_a_prefix_that_half_of_all_requests_have_is_on_many_replicas() -> None:
+    """The others stay where they are."""
+    policy, running = PrefixPolicy(8, 1_000_000), 160
+    homes: dict[str, set[int]] = {}
+    largest = 0.0
+    for i in range(1600):
+        name = "hot" if i % 2 else f"rare {i // 2 % 16}"
+        home = send(policy, i, blocks_of(name, 30) + blocks_of(f"own {i}", 1))
+        if i >= running:
+            policy.progress(i - running, 100)
+            policy.end(i - running)
+            homes.setdefault(name, set()).add(home)
+            largest = max(largest, policy.load_of(home) * 8 / running if i > 3 * running else 0.0)
+    assert largest < 1.5 and len(homes["hot"]) >= 4
+    assert sum(len(found) for name, found in homes.items() if name != "hot") <= 20
+
+
 def test_prompts_that_nobody_knows_are_spread_evenly() -> None:
     policy = PrefixPolicy(8, 100_000)
     homes = [send(policy, i, blocks_of(str(i), 3)) for i in range(800)]

@@ -31,7 +31,7 @@ TAKEN = [
 ]
 NOTED = {
     "--model-path M --enable-torch-compile --torch-compile-max-bs 8": "--torch-compile-max-bs has no effect here",
-    "--model-path M --page-size 64 --enable-hierarchical-cache --hicache-ratio 2": "the prefix cache has one tier",
+    "--model-path M --page-size 64 --enable-hicache --hicache-io-backend direct": "the tiers of the prefix cache are",
     "--model-path M --cuda-graph-bs 1 2 4 --disable-cuda-graph-padding": "--cuda-graph-bs has no effect here",
     "--model-path M --file-storage-path /tmp/x --show-time-cost": "files are not stored",
     "--model-path M --quantization awq_marlin --dist-init-addr 1.2.3.4:5000": "the kernels are chosen for the machine",
@@ -86,7 +86,7 @@ def test_every_flag_is_an_attribute() -> None:
     given = ServerArgs(enable_torch_compile=True, cuda_graph_bs=[1, 2], dp=1, model="M")
     assert (given.enable_torch_compile, given.cuda_graph_bs, given.dp_size, given.model) == (True, [1, 2], 1, "M")
     line = parse_server_args(shlex.split("--model M --nnodes 1 --hicache-ratio 2 --host 0.0.0.0"), "serve")
-    assert (line.nnodes, line.node_rank, line.hicache_ratio) == (1, 0, "2")
+    assert (line.nnodes, line.node_rank, line.hicache_ratio) == (1, 0, 2.0)
     assert line.url() == "http://127.0.0.1:30000"
     assert "_others" not in vars(given) and copy.deepcopy(given) == given and copy.copy(given).cuda_graph_bs == [1, 2]
 

@@ -86,6 +86,41 @@ def test_stages_of_the_image() -> None:
         assert kind != "RUN" or "apt-get install" not in value or "rm -rf /var/lib/apt/lists" in value
 
 
+def faults_of(kind: str, value: str) -> list[str]:
+    """What hadolint would say of an instruction, of both images."""
+    found = []
+    if kind == "RUN":
+        done = subprocess.run(["/bin/sh", "-n", "-c", value], capture_output=True, text=True)
+        found += [f"no shell reads it: {done.stderr}"] if done.returncode else []
+        found += [f"{word} in a step" for word in re.findall(r"\b(sudo|cd|curl|wget|apt|latest)\b(?!-)(?!/)", value)]
+        for command in value.split("&&"):
+            if "apt-get install" in command:
+                found += [f"apt-get without {flag}" for flag in ("--yes", "--no-install-recommends") if flag not in command]
+                found += ["packages of an old list"] if "apt-get update" not in value else []
+            if "pip install" in command:
+                found += ["pip keeps a cache in the image"] if "--no-cache-dir" not in command else []
+                found += [f"a dependency has no version: {name}" for name in re.findall(r'"([a-z][a-z0-9-]*)"', command)]
+    if kind in ("ENTRYPOINT", "CMD") or (kind == "HEALTHCHECK" and "CMD" in value):
+        form = json.loads(value[value.index("[") :]) if "[" in value else None
+        found += [] if form else ["a shell would take the signals"]
+    if kind in ("ADD", "MAINTAINER", "SHELL"):
+        found.append(f"{kind} is not needed")
+    if kind == "WORKDIR" or (kind == "COPY" and not value.split()[-1].startswith("/")):
+        found += [] if value.startswith("/") else ["a path that depends on the step before"]
+    if kind == "FROM" and ":" not in value and "$" not in value and value.partition(" ")[0] not in stages():
+        found.append("an image without a version")
+    return found
+
+
+def test_every_step_of_the_images_is_sound() -> None:
+    assert faults_of("RUN", "cd /x && apt-get install g++ && pip install torch") != []
+    assert [(kind, value, found) for kind, value in instructions() if (found := faults_of(kind, value))] == []
+    bases = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert len(bases) == 1 and ":" in bases[0]
+    variables = [name for kind, value in instructions() if kind == "ENV" for name in re.findall(r"(\w+)=", value)]
+    assert not [name for name in variables if re.search("KEY|SECRET|TOKEN|PASSWORD", name)]
+
+
 def test_what_the_build_reads_is_not_ignored() -> None:
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert all((ROOT / name).exists() for name in kept)

@@ -1,5 +1,5 @@
-"""What README.md and the server print for pasting is whole: a shell reads it, Python reads the programs in it, and no command leaves
-it to chance which Python is meant. `make test-newcomer` pastes it into a real terminal."""
+"""What README.md, the pages of docs/ and the server print for pasting is whole: a shell reads it, Python reads the programs in it, and no
+command leaves it to chance which Python is meant. `make test-newcomer` pastes it into a real terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from sglang.commands.serve import _print_welcome
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import ROOT
 
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-OTHERS = re.compile(r"^\s*(pip|pip3|python|python3|sglang)\b", re.MULTILINE)
+BLOCK = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
+OTHERS = re.compile(r"^\s*(pip|pip3|python|python3|sglang)\b(?! -m venv )", re.MULTILINE)
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if BLOCK.search(path.read_text("utf-8"))]
 
 
 def check_shell(text: str) -> list[str]:
@@ -33,6 +35,12 @@ def check_shell(text: str) -> list[str]:
 def test_the_readme() -> None:
     assert len(BLOCKS) >= 5
     assert sum(len(check_shell(block)) for block in BLOCKS) == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_pages(page: Path) -> None:
+    for block in BLOCK.findall(page.read_text("utf-8")):
+        check_shell(block)
 
 
 def test_the_welcome(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

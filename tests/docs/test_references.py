@@ -48,6 +48,7 @@ OTHERS_NAMES = {
 OTHERS_FLAGS = {
     **dict.fromkeys(("--no-deps", "--editable"), "pip"),
     **dict.fromkeys(("--ignore",), "pytest"),
+    **dict.fromkeys(("--node-manager-port", "--object-manager-port", "--min-worker-port", "--max-worker-port"), "ray start"),
     "--tokenizer": "sglang.bench_serving makes its flags from names",
 }
 

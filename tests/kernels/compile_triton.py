@@ -19,7 +19,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from sglang.srt.model.kernels.triton import attention, encoder, experts, linear, logits, low_rank, norm, rope, rows, sampling
+from sglang.srt.model.kernels.triton import (
+    attention,
+    encoder,
+    experts,
+    linear,
+    logits,
+    low_rank,
+    norm,
+    rope,
+    rows,
+    sampling,
+    streams,
+)
 
 TARGET = GPUTarget("cuda", 90, 32)
 
@@ -125,7 +137,16 @@ def expert_cases() -> Iterator[Case]:
         "pairs": F32,
     }
     types |= dict.fromkeys(("rows", "order", "starts", "ids", "keys"), I32) | {"scale": "fp32"}
-    route = {"TOP_K": 8, "HAS_BIAS": True, "NORMALISE": True, "BLOCK": 256, "BLOCK_K": 8, "BLOCK_G": 8, "GROUP_BEST": 2}
+    route = {
+        "TOP_K": 8,
+        "HAS_BIAS": True,
+        "HAS_SCALES": True,
+        "NORMALISE": True,
+        "BLOCK": 256,
+        "BLOCK_K": 8,
+        "BLOCK_G": 8,
+        "GROUP_BEST": 2,
+    }
     yield experts.route_kernel, types, {**route, "SIGMOID": True, "GROUPS": 8, "TOP_GROUPS": 4}, {}
     yield experts.route_kernel, types, {**route, "SIGMOID": False, "GROUPS": 1, "TOP_GROUPS": 1}, {}
     sizes = {"BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_E": 128, "HAS_BIAS": True}
@@ -158,6 +179,9 @@ def row_cases() -> Iterator[Case]:
     for fn in ("quick_gelu", "relu", "relu2", "none"):
         yield rows.activate_kernel, types, {**wide, "FN": fn}, {}
     yield rows.soft_cap_kernel, types, wide, {}
+    for x in (F32, BF16):
+        for kernel in (streams.scale_kernel, streams.match_rms_kernel, streams.sparsify_kernel):
+            yield kernel, types | {"x": x, "like": F32, "by": "fp32", "deviations": "fp32"}, wide, {}
     yield rows.overlay_kernel, types, {**wide, "ADD": True, "KEEP": True}, {}
     yield rows.overlay_kernel, types, {**wide, "ADD": False, "KEEP": False}, {}
     yield rows.blend_kernel, types, wide, {}

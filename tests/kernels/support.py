@@ -14,9 +14,24 @@ from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense
 Float = npt.NDArray[np.float32]
 Double = npt.NDArray[np.float64]
 
-INT_FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+SCALE_AT = {"iq4_nl": 0, "iq4_xs": 0, "iq3_s": 0, "iq3_xxs": 0, "q3_k": 108, "iq2_s": 0, "iq2_xs": 0, "iq2_xxs": 0, "iq1_s": 0}
+SCALE_AT |= {"q2_k": 80, "tq1_0": 52, "tq2_0": 64}
+"""Where the half precision numbers of the smallest blocks are."""
+SMALL_FORMATS = (*SCALE_AT, "iq1_m")
+INT_FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "mxfp4", *SMALL_FORMATS)
 FLOAT_FORMATS = ("f32", "f16", "bf16")
-EXACT_FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "f32", "f16", "bf16")
+ROUNDED_SCALES = ("q4_k", "iq4_xs", "iq3_s", "iq3_xxs")
+EXACT_FORMATS = (
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q8_0",
+    "mxfp4",
+    "f32",
+    "f16",
+    "bf16",
+    *(f for f in SMALL_FORMATS if f not in ROUNDED_SCALES),
+)
 """Formats whose packed form holds the same values."""
 F16_SCALES = {"q4_0": 1, "q4_1": 2, "q5_0": 1, "q5_1": 2, "q8_0": 1, "q4_k": 2, "q5_k": 2}
 """How many half precision numbers a block starts with."""
@@ -31,6 +46,15 @@ def tensor(rng: np.random.Generator, fmt: str, n: int, k: int) -> HostTensor:
     scales = (rng.standard_normal((*data.shape[:2], 2)) * 0.05).astype(np.float16).view(np.uint8)
     if fmt == "q6_k":
         data[..., 208:210] = scales[..., :2]
+    elif fmt == "iq1_m":
+        bits = scales[..., :2].copy().view(np.uint16)
+        words = data[..., 48:56].view(np.uint16)
+        words[:] = (words & 0xFFF) | (bits >> np.array([0, 4, 8, 12], np.uint16) & 15) << 12
+    elif fmt in SCALE_AT:
+        width = 4 if fmt == "q2_k" else 2
+        data[..., SCALE_AT[fmt] : SCALE_AT[fmt] + width] = scales[..., :width]
+    elif fmt == "mxfp4":
+        data[..., 0] = rng.integers(116, 127, data.shape[:2])
     else:
         data[..., : 2 * F16_SCALES[fmt]] = scales[..., : 2 * F16_SCALES[fmt]]
     return HostTensor("w", fmt, (n, k), data.reshape(n, -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,24 +52,25 @@ SHAPES = [
 ]
 
 
-def rotate(x: Double, positions: npt.NDArray[np.int64]) -> Double:
+def rotate(x: Double, positions: npt.NDArray[np.int64], turn: float = 1) -> Double:
     """Half-split rotation of a quarter of the pairs of [n, heads, dim], as `tables` gives it."""
     d = x.shape[-1] // 4
-    cos, sin = (t[positions, None].astype(np.float64) for t in tables(x.shape[-1]))
+    cos, sin = (t[positions, None].astype(np.float64) for t in tables(x.shape[-1], turn))
     a, b = x[..., :d], x[..., d : 2 * d]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * d :]], -1)
 
 
-def tables(dim: int) -> tuple[Float, Float]:
-    angle = np.arange(CONTEXT)[:, None] * 0.7 ** np.arange(dim // 4)
+def tables(dim: int, turn: float = 1) -> tuple[Float, Float]:
+    angle = turn * np.arange(CONTEXT)[:, None] * 0.7 ** np.arange(dim // 4)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 class Run:
-    """One layer's KV and the steps that fill it. `scatter` breaks blocks of positions over several runs of slots."""
+    """One layer's KV and the steps that fill it. `scatter` breaks blocks of positions over several runs of slots. `turn`: 0 for no
+    rotation."""
 
-    def __init__(self, ops: Any, heads: Heads, requests: int, scatter: bool = False, seed: int = 0) -> None:
-        self.ops, self.heads = ops, heads
+    def __init__(self, ops: Any, heads: Heads, requests: int, scatter: bool = False, seed: int = 0, turn: float = 1) -> None:
+        self.ops, self.heads, self.turn = ops, heads, turn
         rng = np.random.default_rng(seed)
         blocks = CONTEXT // 16
         runs = rng.permutation(2 * requests * blocks).astype(np.int32).reshape(requests, blocks, 2)
@@ -89,7 +90,7 @@ class Run:
         slots = np.concatenate([self.table[i, p] for i, p in zip(qkv, at, strict=True)])
         positions = np.concatenate(at).astype(np.int32)
         n = ints(len(rows))
-        cos, sin = tables(heads.dim)
+        cos, sin = tables(heads.dim, self.turn)
         buffer = rows.copy()
         ops.rope_store(buffer, self.kv, positions, slots, n, num_heads=heads.q, cos=cos, sin=sin, q_scale=heads.dim**-0.5)
         for i, x in qkv.items():
@@ -108,14 +109,18 @@ class Run:
         return self.ops.activation(rows, [self.ops.pack([dense("reader", np.zeros((1, width), np.float32))])])
 
 
-def oracle(heads: Heads, qkv: Float) -> Double:
-    """A request's outputs in float64, K and V rounded to float16."""
+def half(x: Double) -> Double:
+    return x.astype(np.float16).astype(np.float64)
+
+
+def oracle(heads: Heads, qkv: Float, keep: Callable[[Double], Double] = half, turn: float = 1) -> Double:
+    """A request's outputs in float64, K and V rounded as the pool keeps them."""
     n = len(qkv)
     x = qkv.astype(np.float64).reshape(n, -1, heads.dim)
     at = np.arange(n)
-    q = rotate(x[:, : heads.q], at) * heads.dim**-0.5
-    k = rotate(x[:, heads.q : heads.q + heads.kv], at).astype(np.float16).astype(np.float64)
-    v = x[:, heads.q + heads.kv :].astype(np.float16).astype(np.float64)
+    q = rotate(x[:, : heads.q], at, turn) * heads.dim**-0.5
+    k = keep(rotate(x[:, heads.q : heads.q + heads.kv], at, turn))
+    v = keep(x[:, heads.q + heads.kv :])
     group = heads.q // heads.kv
     scores = np.einsum("ihd,jhd->hij", q, np.repeat(k, group, 1))
     if heads.cap:
@@ -281,6 +286,28 @@ def test_head_norms(ops: Any) -> None:
     out = run.output(n)
     ops.attention(buffer / np.float32(0.5) * np.float32(48**-0.5), run.kv, out, meta_of(run.table, [(0, n, n)]), num_heads=4)
     close(read_back(ops, out, n), oracle(heads, normed.reshape(n, -1).astype(np.float32)), 5e-4)
+
+
+@pytest.mark.parametrize("dim", [20, 48])
+def test_q_alone(ops: Any, dim: int) -> None:
+    """In a column range: the same bits as with k and v, and nothing is stored."""
+    heads, n = Heads(4, 2, dim), 20
+    qkv, (q_norm, k_norm) = random_rows(heads, n), np.random.default_rng(1).standard_normal((2, dim), np.float32)
+    cos, sin = tables(dim)
+    run, at = Run(ops, heads, 1), np.arange(n, dtype=np.int32)
+    whole, buffer = qkv.copy(), qkv.copy()
+    slots = run.table[0, :n].copy()
+    more = {"num_heads": 4, "cos": cos, "sin": sin, "q_scale": 0.5, "q_norm": q_norm, "k_norm": k_norm, "eps": 1e-3}
+    ops.rope_store(whole, run.kv, at, slots, ints(n), **more)
+    stored = run.output(n)
+    meta = meta_of(run.table, [(0, n, n)])
+    ops.attention(whole, run.kv, stored, meta, num_heads=4)
+    ops.rope_store(buffer[:, : 4 * dim], run.kv, at, slots, ints(n), q_only=True, **more)
+    np.testing.assert_array_equal(buffer[:, : 4 * dim], whole[:, : 4 * dim])
+    np.testing.assert_array_equal(buffer[:, 4 * dim :], qkv[:, 4 * dim :])
+    again = run.output(n)
+    ops.attention(buffer[:, : 4 * dim], run.kv, again, meta, num_heads=4)
+    np.testing.assert_array_equal(read_back(ops, again, n), read_back(ops, stored, n))
 
 
 def test_norms_after_rotation_and_a_growing_scale(ops: Any) -> None:

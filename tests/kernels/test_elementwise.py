@@ -119,6 +119,32 @@ def test_gate_reads_column_ranges(ops: Any) -> None:
     close(read_back(ops, activation, 6), gate_oracle(both[:, 10:50], "silu") * both[:, 60:], 1e-6)
 
 
+@pytest.mark.parametrize("width", [5, 64, 100])
+def test_ops_on_residual_streams(ops: Any, width: int) -> None:
+    """On column ranges, with rows that do not count, and a row of zeros."""
+    rng = np.random.default_rng(width)
+    x, like = (rng.standard_normal((4, width + 7), np.float32)[:, :width] for _ in range(2))
+    x[1] = 0
+    rows = {}
+    for name, run in (
+        ("scale", lambda a: ops.scale(a, ints(3), by=0.3)),
+        ("match_rms", lambda a: ops.match_rms(a, like, ints(3))),
+        ("sparsify", lambda a: ops.sparsify(a, ints(3), deviations=0.4)),
+    ):
+        wide = np.full((4, width + 3), 7, np.float32)
+        wide[:, :width] = x
+        run(wide[:, :width])
+        np.testing.assert_array_equal(wide[3, :width], x[3])
+        np.testing.assert_array_equal(wide[:, width:], 7)
+        rows[name] = wide[:3, :width]
+    x64, like64 = x[:3].astype(np.float64), like[:3].astype(np.float64)
+    rms = np.sqrt(np.maximum((x64**2).mean(1), 1e-5))[:, None]
+    np.testing.assert_allclose(rows["scale"], x64 * np.float32(0.3), rtol=1e-6)
+    np.testing.assert_allclose(rows["match_rms"], x64 * np.sqrt((like64**2).mean(1))[:, None] / rms, rtol=1e-5, atol=1e-6)
+    floor = x64.mean(1)[:, None] + 0.4 * x64.std(1)[:, None]
+    np.testing.assert_allclose(rows["sparsify"], np.maximum(x64 - floor, 0), rtol=1e-5, atol=1e-5)
+
+
 def test_soft_cap(ops: Any) -> None:
     x = np.concatenate([np.linspace(-200, 200, 5003), np.logspace(-6, 1, 200)]).astype(np.float32)[None].repeat(3, 0)
     kept = x.copy()

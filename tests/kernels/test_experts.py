@@ -23,9 +23,11 @@ def make_routes(num_experts: int, max_rows: int, k: int) -> Routes:
     return Routes(*shapes, np.zeros(pairs, np.int32), np.zeros(num_experts + 1, np.int32))
 
 
-def routed(ops: Any, logits: Float, k: int, rows: int | None = None, how: Routing | None = None, bias: Any = None) -> Routes:
+def routed(
+    ops: Any, logits: Float, k: int, rows: int | None = None, how: Routing | None = None, bias: Any = None, scales: Any = None
+) -> Routes:
     routes = make_routes(logits.shape[1], len(logits), k)
-    ops.route(logits, routes, ints(len(logits) if rows is None else rows), how=how or Routing(), bias=bias)
+    ops.route(logits, routes, ints(len(logits) if rows is None else rows), how=how or Routing(), bias=bias, scales=scales)
     return routes
 
 
@@ -51,6 +53,15 @@ def test_routes(ops: Any, how: str, biased: bool, num_experts: int, k: int) -> N
     np.testing.assert_allclose(got.weights, want.weights, rtol=2e-6, atol=1e-9)
     np.testing.assert_array_equal(got.order, want.order)
     np.testing.assert_array_equal(got.starts, want.starts)
+
+
+def test_scales_of_experts_multiply_their_weights(ops: Any) -> None:
+    rng = np.random.default_rng(2)
+    logits, scales = rng.standard_normal((9, 24), np.float32), rng.standard_normal(24).astype(np.float32)
+    for each in (ops, REFERENCE):
+        plain, scaled = routed(each, logits, 3), routed(each, logits, 3, scales=scales)
+        np.testing.assert_array_equal(scaled.ids, plain.ids)
+        np.testing.assert_array_equal(scaled.weights, plain.weights * scales[plain.ids])
 
 
 def test_equal_experts_are_chosen_by_id(ops: Any) -> None:
@@ -213,6 +224,7 @@ def test_arguments_that_do_not_fit(ops: Any) -> None:
         ("top_groups", lambda: ops.route(logits, routes, rows, how=Routing(num_groups=2, top_groups=3))),
         ("wider", lambda: ops.route(logits, make_routes(4, 5, 3), rows, how=Routing(num_groups=2))),
         ("bias", lambda: ops.route(logits, routes, rows, how=Routing(), bias=np.zeros(3, np.float32))),
+        ("scales", lambda: ops.route(logits, routes, rows, how=Routing(), scales=np.zeros(3, np.float32))),
         ("gated", lambda: ops.gated_experts(layer.down, into, hidden, routes, rows, gate="silu")),
         ("gated", lambda: ops.experts_linear(layer.gates, hidden, out, routes, rows)),
         ("experts", lambda: ops.gated_experts(layer.gates, into, hidden, make_routes(5, 5, 2), rows, gate="silu")),
@@ -235,3 +247,78 @@ def test_banks_of_one_form_alone(ops: Any) -> None:
     bank = ops.pack_experts(3, lambda e: [parts[0]], gated=False)
     assert (bank.num_experts, bank.out_features, bank.in_features) == (3, 96, 64)
     assert bank.num_bytes == 3 * ops.pack([parts[0]]).num_bytes
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------------
+
+
+def heads_of(rng: np.random.Generator, fmt: str, count: int, n: int, k: int) -> list[Any]:
+    return [[tensor(rng, fmt, n, k)] for _ in range(count)]
+
+
+@pytest.mark.parametrize("fmt", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("count", "n", "k"), [(1, 16, 32), (5, 17, 40), (16, 576, 192), (3, 70, 6), (4, 128, 576)])
+def test_every_head_has_its_matrix(ops: Any, fmt: str, count: int, n: int, k: int) -> None:
+    """And rows are the same in any company."""
+    rng = np.random.default_rng(n)
+    parts = heads_of(rng, fmt, count, n, k)
+    bank = ops.pack_experts(count, parts.__getitem__, gated=False)
+    x = rng.standard_normal((300, count * k), np.float32)
+    matrices = np.stack([part[0].dequantise() for part in parts]).astype(np.float64)
+    want = np.einsum("hnk,rhk->rhn", matrices, x.reshape(-1, count, k)).reshape(300, -1)
+
+    def run(rows: list[int]) -> Float:
+        into = ops.activation(len(rows), [bank], count)
+        assert into.width == count * k
+        ops.store(x[rows], into, ints(len(rows)))
+        wide = np.full((len(rows) + 1, count * n + 3), 7, np.float32)
+        ops.heads_linear(bank, into, wide[:, 2 : 2 + count * n], ints(len(rows)))
+        assert (wide[-1] == 7).all() and (wide[:, :2] == 7).all() and (wide[:, -1] == 7).all()
+        return np.ascontiguousarray(wide[:-1, 2:-1])
+
+    whole = run(list(range(300)))
+    close(whole, want, 2e-6 * k**0.5)
+    for some in ([0], [299], [7, 8], list(range(100, 113)), list(range(299, 99, -1))):
+        same_bits(run(some), np.ascontiguousarray(whole[some]))
+
+
+def test_heads_on_a_tape(ops: Any) -> None:
+    rng = np.random.default_rng(5)
+    parts = heads_of(rng, "bf16", 3, 20, 24)
+    bank = ops.pack_experts(3, parts.__getitem__, gated=False)
+    rows, x, out = ints(0), np.zeros((9, 72), np.float32), np.zeros((9, 60), np.float32)
+    into = ops.activation(9, [bank], 3)
+    tape = ops.begin_tape()
+    ops.store(x, into, rows)
+    ops.heads_linear(bank, into, out, rows)
+    ops.end_tape()
+    for n in (0, 1, 9, 4):
+        x[:] = rng.standard_normal(x.shape)
+        rows[0], out[:] = n, 9
+        ops.runtime.wait(ops.runtime.replay(tape))
+        assert (out[n:] == 9).all()
+        again, fresh = ops.activation(9, [bank], 3), np.zeros((9, 60), np.float32)
+        ops.store(x, again, rows)
+        ops.heads_linear(bank, again, fresh, rows)
+        same_bits(out[:n], fresh[:n])
+
+
+def test_heads_that_do_not_fit(ops: Any) -> None:
+    rng = np.random.default_rng(0)
+    bank, odd, blocks = (
+        ops.pack_experts(2, heads_of(rng, fmt, 2, 32, k).__getitem__, gated=False)
+        for fmt, k in (("f32", 32), ("f32", 33), ("q8_0", 32))
+    )
+    into, narrow, quantised_rows = (ops.activation(4, [bank], heads) for heads in (2, 1, 2))
+    gated = ops.pack_experts(2, lambda e: heads_of(rng, "f32", 2, 32, 32)[0] * 2, gated=True)
+    out, rows = np.zeros((4, 64), np.float32), ints(4)
+    cases: list[tuple[str, Any]] = [
+        ("width", lambda: ops.heads_linear(bank, narrow, out, rows)),
+        ("even", lambda: ops.heads_linear(odd, ops.activation(4, [odd], 2), out, rows)),
+        ("float", lambda: ops.heads_linear(blocks, ops.activation(4, [blocks], 2), out, rows)),
+        ("gates", lambda: ops.heads_linear(gated, into, out, rows)),
+        ("columns", lambda: ops.heads_linear(bank, quantised_rows, out[:, :63], rows)),
+    ]
+    for word, call in cases:
+        with pytest.raises(ValueError, match=word):
+            call()

@@ -38,16 +38,20 @@ def layer(ops: Any, fmt: str) -> Float:
     return out
 
 
-@pytest.mark.parametrize("fmt", ["q4_1", "q8_0", "f32", "bf16", "f16"])
-def test_same_bits(fmt: str) -> None:
+FORMATS = [(fmt, "float16") for fmt in ("q4_1", "q8_0", "f32", "bf16", "f16")] + [("q4_1", "int8"), ("q8_0", "fp8_e4m3")]
+
+
+@pytest.mark.parametrize(("fmt", "kv_form"), FORMATS)
+def test_same_bits(fmt: str, kv_form: str) -> None:
     if "avx512_vnni" not in cpu.usable_isas():
         pytest.skip("needs a processor with AVX-512 VNNI")
-    same_bits(layer(cpu.CpuOps(2, "avx512_vnni"), fmt), layer(cpu.CpuOps(1, "avx2"), fmt))
+    best, avx2 = cpu.CpuOps(2, "avx512_vnni", kv_form=kv_form), cpu.CpuOps(1, "avx2", kv_form=kv_form)
+    same_bits(layer(best, fmt), layer(avx2, fmt))
 
 
-@pytest.mark.parametrize("fmt", ["q4_1", "q8_0", "f32", "bf16", "f16"])
-def test_portable_is_close(fmt: str) -> None:
-    """Without a fused multiply-add only the last bits may differ, and what int8 rounding makes of them."""
-    best, portable = (layer(cpu.CpuOps(1, isa), fmt) for isa in (None, "portable"))
+@pytest.mark.parametrize(("fmt", "kv_form"), FORMATS)
+def test_portable_is_close(fmt: str, kv_form: str) -> None:
+    """Without a fused multiply-add only the last bits may differ, and what rounding to 8 bits makes of them."""
+    best, portable = (layer(cpu.CpuOps(1, isa, kv_form=kv_form), fmt) for isa in (None, "portable"))
     assert np.abs(best - portable).max() <= 2e-2 * np.abs(best).max()
     assert np.median(np.abs(best - portable)) <= 1e-3 * np.abs(best).max()

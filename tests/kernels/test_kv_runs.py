@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang.srt.model.kernels import cpu
 from sglang.srt.model.kernels.reference import ReferenceOps
 
 from .test_attention import CONTEXT, Heads, Run, feed, random_rows, same_bits
@@ -14,9 +15,13 @@ from .test_attention import CONTEXT, Heads, Run, feed, random_rows, same_bits
 SHAPES = [Heads(9, 3, 64), Heads(6, 2, 20), Heads(4, 1, 256)]
 
 
-@pytest.fixture(params=["native", "reference"])
+FORMS = ["native float16", "native int8", "native fp8_e4m3", "reference float32", "reference int8", "reference fp8_e4m3"]
+
+
+@pytest.fixture(params=FORMS)
 def each(request: pytest.FixtureRequest, ops: Any) -> Any:
-    return ops if request.param == "native" else ReferenceOps()
+    name, form = request.param.split()
+    return cpu.CpuOps(2, ops.runtime.isa, kv_form=form) if name == "native" else ReferenceOps(form)
 
 
 def copy(runs_from: Any, runs_to: Any, slots: np.ndarray[Any, Any], to: int) -> None:
@@ -42,6 +47,7 @@ def test_a_record_in_two_runs_is_put_together(each: Any) -> None:
     """A prefix may end inside a run and go on in another."""
     layers = each.kv_layers(3, 64, 2, 20)
     runs = each.kv_runs(layers)
+    assert runs.run_bytes == 3 * 16 * each.kv_bytes_per_token(2, 20)
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 256, runs.run_bytes, dtype=np.uint8) for _ in range(2))
     runs.write(0, first)
@@ -74,3 +80,18 @@ def test_more_layers_than_there_are_is_an_error(ops: Any) -> None:
     for num_layers in (0, -1, 4, 1 << 30):
         with pytest.raises(ValueError, match="not so many layers"):
             layers[0].runs(num_layers)
+
+
+def test_a_part_of_a_run_leaves_nothing_of_others(each: Any) -> None:
+    """What lies behind the slots that are asked for is another's."""
+    runs = each.kv_runs(each.kv_layers(3, 64, 2, 20))
+    data = np.random.default_rng(1).integers(1, 256, runs.run_bytes, dtype=np.uint8)
+    runs.write(16, data)
+    whole, found = np.empty(runs.run_bytes, np.uint8), np.full(runs.run_bytes, 7, np.uint8)
+    for num in range(1, 17):
+        runs.read(np.arange(16, 16 + num, dtype=np.int32), found)
+        runs.write(32, found)
+        runs.read(np.array([*range(32, 32 + num), *range(16 + num, 32)], np.int32), whole)
+        assert (whole == data).all()
+        runs.read(np.array([*range(num), *range(32 + num, 48)], np.int32), whole)
+        assert not whole.any()

@@ -14,6 +14,7 @@ from .support import (
     EXACT_FORMATS,
     FLOAT_FORMATS,
     INT_FORMATS,
+    ROUNDED_SCALES,
     Double,
     Float,
     close,
@@ -25,7 +26,7 @@ from .support import (
 )
 
 ALL_FORMATS = INT_FORMATS + FLOAT_FORMATS
-KIND_FORMATS = ("q4_1", "q8_0", "f32", "f16", "bf16")
+KIND_FORMATS = ("q4_1", "q8_0", "iq4_nl", "f32", "f16", "bf16")
 """One format for each kind of packed matrix."""
 
 
@@ -55,7 +56,7 @@ def test_packed_values(ops: Any, fmt: str) -> None:
     want = host.dequantise()[ids]
     if fmt in EXACT_FORMATS:
         np.testing.assert_array_equal(out, want)
-    elif fmt == "q4_k":  # its scales of 6 bits times a half, rounded to a half
+    elif fmt in ROUNDED_SCALES:  # of q4_k: its scales of 6 bits times a half, rounded to a half
         groups, got = want.reshape(-1, 32), out.reshape(-1, 32)
         assert (np.abs(got - groups).max(1) <= 2**-9 * np.abs(groups).max(1) + 1e-4).all()
     else:  # eight bits for the largest of 32
@@ -112,12 +113,12 @@ def test_float_widths(ops: Any, fmt: str, k: int) -> None:
     close(multiply(ops, ops.pack([host]), x), x.astype(np.float64) @ host.dequantise().T.astype(np.float64), 3e-6)
 
 
-@pytest.mark.parametrize("fmt", KIND_FORMATS)
-def test_rows_do_not_depend_on_the_batch(ops: Any, more_threads: list[Any], fmt: str) -> None:
+@pytest.mark.parametrize(("fmt", "k"), [*((fmt, 704) for fmt in KIND_FORMATS), ("q3_k", 768), ("q2_k", 768)])
+def test_rows_do_not_depend_on_the_batch(ops: Any, more_threads: list[Any], fmt: str, k: int) -> None:
     """Alone, at any place, in any batch, with more room, on any number of threads: the same bits."""
     rng = np.random.default_rng(3)
-    host = tensor(rng, fmt, 200, 704)  # more than one block of k
-    x, bias = rng.standard_normal((390, 704), np.float32), rng.standard_normal(200).astype(np.float32)
+    host = tensor(rng, fmt, 200, k)  # more than one block of k
+    x, bias = rng.standard_normal((390, k), np.float32), rng.standard_normal(200).astype(np.float32)
     weight = ops.pack([host])
     everything = multiply(ops, weight, x, bias)
     for start, end in ((0, 1), (5, 6), (3, 9), (0, 7), (11, 35), (2, 27), (100, 293), (389, 390)):
@@ -191,7 +192,7 @@ def test_what_does_not_stack(ops: Any) -> None:
 def test_bad_matrices(ops: Any) -> None:
     rng = np.random.default_rng(8)
     with pytest.raises(ModelError, match="known format"):
-        ops.pack([HostTensor("odd", "q3_k", (4, 256), np.zeros((4, 110), np.uint8))])
+        ops.pack([HostTensor("odd", "nvfp4", (4, 256), np.zeros((4, 110), np.uint8))])
     with pytest.raises(ModelError, match="empty"):
         ops.pack([HostTensor("none", "f32", (0, 8), np.zeros((0, 8), np.float32))])
     with pytest.raises(ValueError, match="do not fit"):

@@ -13,6 +13,7 @@ import pytest
 from sglang_anywhere_kernels import _cpu
 
 from sglang.srt.model.kernels import cpu
+from sglang.srt.model.kernels.packing import F16, IQ1, IQ2, Q2, Q3
 from sglang.srt.model.op_tape import OpTape
 
 from .support import ints, meta_of, same_bits, tensor
@@ -189,7 +190,7 @@ def test_counts(parts: Parts, number: int) -> None:
         lambda: p.ops.kv_layers(1, 16, 1, number),
         lambda: p.ops.kv_layers(1, 16, number, 16 * INT_MAX),
         lambda: _cpu.Weight(p.ops.runtime, number, 16, 32, 0),
-        lambda: _cpu.Weight(p.ops.runtime, 4, 64, 32, number),
+        lambda: _cpu.Weight(p.ops.runtime, F16, 64, 32, number),
         lambda: _cpu.Activation(8, number, False, True),
         lambda: _cpu.Runtime(number, "", 0, False),
         lambda: _cpu.Runtime(1, "sparc", number, False),
@@ -217,7 +218,7 @@ def test_sizes_that_overflow() -> None:
             ops.kv_layers(*sizes)
     for n, k in ((2**28, 2**24), (INT_MAX, 32), (16, INT_MAX), (2**28, 2**23)):
         with pytest.raises((ValueError, MemoryError)):
-            _cpu.Weight(ops.runtime, 4, n, k, 0)
+            _cpu.Weight(ops.runtime, F16, n, k, 0)
     with pytest.raises((ValueError, MemoryError)):
         _cpu.Activation(2**28, 2**24, True, True)
     with pytest.raises((ValueError, MemoryError)):
@@ -228,8 +229,10 @@ def test_pack_stays_inside_its_weight(parts: Parts) -> None:
     p = parts
     data = np.zeros((64, 32), np.float32)
     for gated in (1, 31, 33, 1000):
-        refused(lambda gated=gated: _cpu.Weight(p.ops.runtime, 4, 64, 32, gated), "twice")  # type: ignore[misc]
-    weight = _cpu.Weight(p.ops.runtime, 4, 64, 32, 0)
+        refused(lambda gated=gated: _cpu.Weight(p.ops.runtime, F16, 64, 32, gated), "twice")  # type: ignore[misc]
+    for kind in (Q3, IQ2, IQ1, Q2):
+        refused(lambda kind=kind: _cpu.Weight(p.ops.runtime, kind, 64, 288, 0), "multiple of 256")  # type: ignore[misc]
+    weight = _cpu.Weight(p.ops.runtime, F16, 64, 32, 0)
     for rows, first in ((64, 1), (65, 0), (-1, 0), (0, 0), (1, -1), (1, 64), (1, INT_MAX), (INT_MAX, INT_MAX)):
         refused(lambda rows=rows, first=first: p.ops.runtime.pack(weight, data, 0, rows, first), "pack")  # type: ignore[misc]
     for source in (-1, 1, 10, 11, INT_MAX):

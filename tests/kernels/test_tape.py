@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.op_tape import RECORDED, OpTape
 
@@ -138,3 +139,36 @@ def test_two_recordings_at_once_are_refused(ops: Any) -> None:
     result: Float = program.out
     program.forward()
     assert result[:2].any()
+
+
+AT_LOAD = {
+    "activation",
+    "adapter_bank",
+    "array",
+    "can_stack",
+    "empty",
+    "float_activation",
+    "inputs",
+    "kv_bytes_per_token",
+    "kv_layers",
+}
+AT_LOAD |= {
+    "kv_runs",
+    "pack",
+    "pack_adapter",
+    "pack_experts",
+    "pack_gated",
+    "packed_bits",
+    "place_adapter",
+    "table",
+    "touch_kv",
+}
+TRANSFERS = {"bound", "bound_step", "fetch", "finish", "sync_table", "write"}
+ON_LOGITS = {"adjust", "argmax", "log_sum_exp", "mask", "pick", "sample", "top_k"}
+OF_ENCODERS = {"rotate", "segment_attention"}
+
+
+def test_every_op_is_recorded_or_has_its_reason() -> None:
+    """One that is missing in RECORDED would run while a step is recorded, and never again."""
+    ops = {name for kind in Ops.__mro__ for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+    assert ops == {*RECORDED, *AT_LOAD, *TRANSFERS, *ON_LOGITS, *OF_ENCODERS}

@@ -28,6 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+OTHERS = [("cohere", 1), ("gpt2", 0), ("hunyuan_v1_dense", 1), ("gemma4_text", 0), ("gemma3n_text", 0), ("deepseek_v3", 0)]
 PROMPTS = [list(range(5, 19)), [7, 3]]
 
 
@@ -47,10 +48,36 @@ def test_greedy_tokens_are_the_reference_s(tmp_path: Path, family: str) -> None:
     assert got == want
 
 
-@pytest.mark.parametrize(("family", "setting"), [("cohere", 1), ("gpt2", 0), ("hunyuan_v1_dense", 1)])
+@pytest.mark.xfail(
+    reason="the GPU's kernels of recurrent layers do not run yet; check_decoder refuses the models there", strict=True
+)
+@pytest.mark.parametrize(("family", "setting"), [("lfm2", 1), ("qwen3_5", 0), ("qwen3_5", 1)])
+def test_states_of_recurrent_layers(family: str, setting: int, tmp_path: Path) -> None:
+    """In chunks, with copies on the way; a text goes on from a copy to the same bits."""
+    save_family(tmp_path, family, setting)
+    prompt = list(range(5, 25))
+    rows = []
+    for ops in (ReferenceOps(), cuda.create_cuda_ops("cpu", "float32")):
+        driver = Driver(open_worker(tmp_path, ops, max_running_requests=6))
+        one, other = driver.add(prompt), driver.add(prompt[:3])
+        driver.saves[one.row] = [(1, 8), (9, 9)]
+        rows.append(np.concatenate([driver.logits([(other, 3), (one, 7)])[3:], driver.logits([(one, 13)])]))
+        again = driver.add(prompt)
+        driver.table[again.row, :32] = driver.table[one.row, :32]
+        for layer in driver.worker._states.layers:
+            for states in layer.values():
+                states[again.row] = states[9]
+        again.done = 9
+        np.testing.assert_array_equal(driver.logits([(again, 11)]), rows[-1][9:])
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-4 * np.abs(rows[0]).max())
+
+
+@pytest.mark.parametrize(("family", "setting"), OTHERS)
 def test_logits_of_families_with_other_halves(family: str, setting: int, tmp_path: Path) -> None:
-    """Halves side by side, layer norms of single heads; learnt positions and no gate; norms after rotation."""
-    save_family(tmp_path, family, setting, num_hidden_layers=1)
+    """Halves side by side, layer norms of single heads; learnt positions and no gate; norms after rotation; shared K and V, rows of
+    tokens for each layer, several residual streams."""
+    shorter = {} if family.startswith("gemma") else {"num_hidden_layers": 1}
+    save_family(tmp_path, family, setting, **shorter)
     rows = []
     for ops in (ReferenceOps(), cuda.create_cuda_ops("cpu", "float32")):
         driver = Driver(open_worker(tmp_path, ops))

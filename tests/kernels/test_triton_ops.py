@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sglang.srt.model.kernels.ops import AttentionMeta, Routes, Routing, StepSha
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.formats import HostTensor, dense
 
-from .support import FLOAT_FORMATS, INT_FORMATS, Float, close, ints, meta_of, same_bits, tensor
+from .support import FLOAT_FORMATS, INT_FORMATS, SMALL_FORMATS, Float, close, ints, meta_of, same_bits, tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -205,7 +206,7 @@ def test_take_sampled(exact: Any) -> None:
 # --- linear -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fmt", [*FLOAT_FORMATS, *INT_FORMATS])
+@pytest.mark.parametrize("fmt", [*FLOAT_FORMATS, *(fmt for fmt in INT_FORMATS if fmt not in ("mxfp4", *SMALL_FORMATS))])
 def test_levels_are_the_formats_values(exact: Any, fmt: str) -> None:
     weight = tensor(np.random.default_rng(1), fmt, 6, 512)
     packed = exact.pack([weight])
@@ -485,6 +486,38 @@ def test_rope_store(pair: Pair, norms: bool | str, dim: int, pairs: int) -> None
         close(getattr(kv[1], name).transpose(0, 1).float().numpy(), getattr(kv[0], name), tolerance(ops))
 
 
+def test_q_alone(pair: Pair) -> None:
+    """In a column range; the pool stays as it is."""
+    dim, heads, ops = 16, 3, pair.ops
+    qkv = pair.hidden(normal(5, (heads + 4) * dim))
+    kv = REFERENCE.kv_layers(1, 32, 2, dim)[0], ops.kv_layers(1, 32, 2, dim)[0]
+    cos, sin, weight = normal(50, 8, seed=1), normal(50, 8, seed=2), normal(dim, seed=3)
+    args, q = (ints(3, 49, 0, 7, 1), ints(31, 2, 16, 9, 0), ints(4)), slice(0, heads * dim)
+    common = {"num_heads": heads, "q_scale": 0.3, "eps": 1e-6, "q_only": True}
+    REFERENCE.rope_store(qkv[0][:, q], kv[0], *args, cos=cos, sin=sin, q_norm=weight, k_norm=weight, **common)
+    there = {name: ops.array(v) for name, v in (("cos", cos), ("sin", sin), ("q_norm", weight), ("k_norm", weight))}
+    rest = qkv[1][:, heads * dim :].clone()
+    ops.rope_store(qkv[1][:, q], kv[1], *(ops.array(a) for a in args), **there, **common)
+    close(qkv[1][:, q].float().numpy(), qkv[0][:, q], tolerance(ops))
+    assert torch.equal(qkv[1][:, heads * dim :], rest)
+    assert not kv[1].k.any() and not kv[1].v.any()
+
+
+@pytest.mark.parametrize("width", [20, 1030])
+def test_ops_on_residual_streams(pair: Pair, width: int) -> None:
+    """Of column ranges, with a row of zeros and one that does not count."""
+    ops, rows = pair.ops, ints(3)
+    like = normal(4, width, seed=7)
+    for name, more in (("scale", {"by": 0.3}), ("match_rms", {}), ("sparsify", {"deviations": 0.4})):
+        values = normal(4, width + 4)
+        values[1] = 0
+        want, got = pair.hidden(values)
+        others = ([like], [ops.array(like)]) if name == "match_rms" else ([], [])
+        getattr(REFERENCE, name)(want[:, :width], *others[0], rows, **more)
+        getattr(ops, name)(got[:, :width], *others[1], ops.array(rows), **more)
+        close(got.float().numpy(), want, tolerance(ops))
+
+
 def test_float8_pool() -> None:
     """K and V are kept as e4m3, here of values that it holds exactly: the interpreter rounds others wrongly."""
     ops = cuda.create_cuda_ops("cpu", "float32", "fp8_e4m3")
@@ -631,10 +664,13 @@ def routes_on(ops: Any, num_experts: int, rows: int, k: int) -> Routes:
     return Routes(ids, ops.empty((rows, k)), order, starts)
 
 
-def both_routes(ops: Any, logits: Float, k: int, n: int, how: Routing, bias: Any = None) -> tuple[Routes, Routes]:
+def both_routes(
+    ops: Any, logits: Float, k: int, n: int, how: Routing, bias: Any = None, scales: Any = None
+) -> tuple[Routes, Routes]:
     routes = routes_on(REFERENCE, logits.shape[1], len(logits), k), routes_on(ops, logits.shape[1], len(logits), k)
-    REFERENCE.route(logits, routes[0], ints(n), how=how, bias=bias)
-    ops.route(ops.array(logits), routes[1], ops.array(ints(n)), how=how, bias=None if bias is None else ops.array(bias))
+    REFERENCE.route(logits, routes[0], ints(n), how=how, bias=bias, scales=scales)
+    bias, scales = (None if values is None else ops.array(values) for values in (bias, scales))
+    ops.route(ops.array(logits), routes[1], ops.array(ints(n)), how=how, bias=bias, scales=scales)
     return routes
 
 
@@ -642,7 +678,8 @@ def both_routes(ops: Any, logits: Float, k: int, n: int, how: Routing, bias: Any
 @pytest.mark.parametrize(("num_experts", "k"), [(20, 3), (128, 8)])
 def test_route(exact: Any, how: str, num_experts: int, k: int) -> None:
     bias = normal(num_experts, seed=2) * 0.1 if "group" in how else None
-    want, got = both_routes(exact, normal(9, num_experts, seed=k), k, 7, HOWS[how], bias)
+    scales = normal(num_experts, seed=3) if how == "as it is" else None
+    want, got = both_routes(exact, normal(9, num_experts, seed=k), k, 7, HOWS[how], bias, scales)
     np.testing.assert_array_equal(got.ids.numpy(), want.ids)
     np.testing.assert_allclose(got.weights.numpy(), want.weights, rtol=1e-5, atol=1e-8)
     np.testing.assert_array_equal(got.order.numpy()[: 7 * k], want.order[: 7 * k])
@@ -682,6 +719,45 @@ def test_experts(pair: Pair, fmt: str, gate: Any) -> None:
     assert not got[9:].any()
 
 
+def test_heads(pair: Pair) -> None:
+    rng, ops = np.random.default_rng(2), pair.ops
+    parts = [[tensor(rng, "bf16", 40, 72)] for _ in range(3)]
+    banks = [each.pack_experts(3, parts.__getitem__, gated=False) for each in (REFERENCE, ops)]
+    x = [each.activation(12, [bank], 3) for each, bank in zip((REFERENCE, ops), banks, strict=True)]
+    values = normal(12, 216, seed=3)
+    ops.store(ops.array(values), x[1], ops.array(ints(9)))
+    x[0].data[:] = x[1].data.float().numpy()
+    want, got = np.zeros((12, 120), np.float32), ops.empty((12, 120))
+    REFERENCE.heads_linear(banks[0], x[0], want, ints(9))
+    ops.heads_linear(banks[1], x[1], got, ops.array(ints(9)))
+    close(got[:9].numpy(), want[:9], 2 * tolerance(ops))
+    assert not got[9:].any()
+
+
+@cache
+def rows_are_apart() -> bool:
+    """Whether a row of a product of NumPy's, with which the interpreter multiplies, has the same bits wherever it stands: that depends
+    on the processor."""
+    rng = np.random.default_rng(0)
+    for k, n in ((16, 16), (32, 64), (64, 32), (64, 64)):
+        x, w = rng.standard_normal((16, k), np.float32), rng.standard_normal((k, n), np.float32)
+        whole = x @ w
+        for row in range(16):
+            alone = np.zeros_like(x)
+            alone[0] = x[row]
+            if not np.array_equal((alone @ w)[0], whole[row]):
+                return False
+    return True
+
+
+def same_rows(got: Float, want: Float) -> None:
+    """The same bits, as far as the interpreter's products let that be seen."""
+    if rows_are_apart():
+        same_bits(got, want)
+    else:
+        close(got, want, 1e-6)
+
+
 def test_rows_of_experts_do_not_depend_on_the_batch(exact: Any) -> None:
     rng = np.random.default_rng(1)
     parts = [[tensor(rng, "q4_1", *s) for s in ((64, 96), (64, 96), (96, 64))] for _ in range(4)]
@@ -702,7 +778,7 @@ def test_rows_of_experts_do_not_depend_on_the_batch(exact: Any) -> None:
 
     whole = run(list(range(20)))
     for some in ([3], [19, 0], list(range(5, 18))):
-        same_bits(run(some), np.ascontiguousarray(whole[some]))
+        same_rows(run(some), np.ascontiguousarray(whole[some]))
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------------------
@@ -740,7 +816,7 @@ def test_low_rank(ops: Any, widths: tuple[int, ...]) -> None:
     whole = run(list(range(25)))
     close(whole, want, tolerance(ops))
     for row in (0, 17, 24):
-        same_bits(run([row]), whole[row : row + 1])
+        same_rows(run([row]), whole[row : row + 1])
 
 
 class _Rows:

@@ -162,7 +162,7 @@ async def test_scoring_begins_where_a_choice_changes_the_prompts_own_tokens() ->
         ]
         return [{"meta_info": {"input_token_logprobs": row}} for row in rows]
 
-    first, second = await score_by_generate(post, "p", ["a", "b"], unconditional=False)
+    first, second = await score_by_generate(post, "p", ["a", "b"], False, {}, {})
     assert [entry[1] for entry in first["token_logprobs"]] == [*range(2, 10), 20, 21]
     assert [entry[1] for entry in second["token_logprobs"]] == [90, 91, 92]
     assert starts == [6, 0]

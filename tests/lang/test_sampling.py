@@ -105,7 +105,8 @@ def test_names_of_other_apis() -> None:
     assert missing == ["seed"]
 
 
-def test_choices_are_not_scored_by_another_model_in_silence() -> None:
-    """An adapter that was asked for does not score choices yet."""
-    with pytest.raises(ValueError, match="leave out lora"):
-        sgl.gen("x", choices=["a", "b"], lora="sql")
+def test_choices_are_scored_by_the_adapter_that_is_asked_for() -> None:
+    """Of the gen, and of no other expression; the other options of a gen do not apply."""
+    assert sgl.gen("x", choices=["a", "b"], lora="sql").lora == "sql"  # type: ignore[attr-defined]
+    assert sgl.select("x", ["a", "b"], lora="sql").options == {"choices": ["a", "b"], "lora": "sql"}  # type: ignore[attr-defined]
+    assert sgl.select("x", ["a", "b"]).options == {"choices": ["a", "b"]}  # type: ignore[attr-defined]

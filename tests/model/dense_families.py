@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.model import expert_families
+from tests.model import expert_families, recurrent_families
+from tests.model.expert_families import LAYERED
 from tests.model.tiny import SIZES, randomize
 
 LONG = {"short_factor": [1.0 + 0.05 * i for i in range(8)], "long_factor": [1.5 + 0.25 * i for i in range(8)]}
@@ -23,6 +24,9 @@ LLAMA3 = {
 SEVEN = {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1}
 EVERY_HEAD = {"num_key_value_heads": 4}
 
+KINDS6 = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+TEXT_CONFIGS = {"Gemma4": "Gemma4Text", "Gemma3n": "Gemma3nText"}
+
 Row = tuple[str, list[dict[str, Any]]]
 ROWS: dict[str, Row] = {
     "llama": ("Llama", [{"head_dim": 100, "hidden_size": 80}, {"head_dim": 20, "attention_bias": True, **SEVEN}]),
@@ -36,6 +40,67 @@ ROWS: dict[str, Row] = {
         [
             {"head_dim": 16, "sliding_window": 21, "query_pre_attn_scalar": 24},
             {"head_dim": 20, "attn_logit_softcapping": 2.5, "final_logit_softcapping": 3.0, "num_key_value_heads": 1},
+        ],
+    ),
+    "gemma4_text": (
+        "Gemma4",
+        [
+            {
+                "num_hidden_layers": 4,
+                "num_kv_shared_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                **LAYERED,
+                "global_head_dim": 40,
+            },
+            {
+                "num_hidden_layers": 4,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "hidden_size_per_layer_input": 0,
+                "attention_k_eq_v": True,
+                "num_global_key_value_heads": 1,
+                "final_logit_softcapping": 3.0,
+                "tie_word_embeddings": False,
+                "sliding_window": 19,
+                "global_head_dim": 24,
+                "head_dim": 20,
+            },
+            {
+                "num_hidden_layers": 8,
+                "num_kv_shared_layers": 4,
+                "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 2,
+                "use_double_wide_mlp": True,
+                "attention_bias": True,
+                "rms_norm_eps": 1e-3,
+                **LAYERED,
+                **SEVEN,
+            },
+        ],
+    ),
+    "gemma3n_text": (
+        "Gemma3n",
+        [
+            {
+                "num_hidden_layers": 4,
+                "num_kv_shared_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "laurel_rank": 12,
+                "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.0],
+                **LAYERED,
+            },
+            {
+                "num_hidden_layers": 6,
+                "num_kv_shared_layers": 3,
+                "layer_types": KINDS6,
+                "laurel_rank": 32,
+                "altup_num_inputs": 3,
+                "altup_correct_scale": False,
+                "intermediate_size": [96, 64, 96, 80, 96, 80],
+                "attention_bias": True,
+                "final_logit_softcapping": 3.0,
+                **LAYERED,
+                "vocab_size_per_layer_input": 150,
+                **SEVEN,
+            },
         ],
     ),
     "phi3": (
@@ -206,21 +271,24 @@ def save_family(folder: Path, name: str, setting: int = 0, seed: int = 0, **more
     import torch
     import transformers
 
-    prefix, odd = {**ROWS, **expert_families.ROWS}[name]
+    prefix, odd = {**ROWS, **expert_families.ROWS, **recurrent_families.ROWS}[name]
     sizes: dict[str, Any] = {**SIZES, "eos_token_id": 2, "pad_token_id": 0, **odd[setting], **more}
-    if "layer_types" in sizes:
+    if sizes.get("layer_types"):
         sizes["layer_types"] = sizes["layer_types"][: sizes["num_hidden_layers"]]
     if prefix in ("GPT2", "GPTNeoX"):
         sizes.pop("num_key_value_heads")
     if prefix == "GPT2":
         sizes.pop("intermediate_size")
-    config = getattr(transformers, f"{prefix}Config")(**sizes)
+    config = getattr(transformers, f"{TEXT_CONFIGS.get(prefix, prefix)}Config")(**sizes)
     head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{prefix}{head}")(config).float().eval()
+    model = getattr(transformers, f"{prefix.removesuffix('Text')}{head}")(config).float().eval()
     model.set_attn_implementation("eager")
     randomize(model)
     expert_families.unbalance(model)
+    for buffer_name, scale in model.named_buffers():
+        if buffer_name.endswith("layer_scalar"):
+            scale.fill_(0.5 + torch.rand(1).item())
     model.save_pretrained(folder, **({"max_shard_size": "60KB"} if setting else {}))
     return model
 

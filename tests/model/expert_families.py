@@ -7,8 +7,28 @@ from typing import Any
 Row = tuple[str, list[dict[str, Any]]]
 
 SEVEN = {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1}
+SEVEN_HEADS = {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 7}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 48,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+}
+ODD_LATENT = {
+    **SEVEN_HEADS,
+    "kv_lora_rank": 38,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 10,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 17,
+}
 EVERY_HEAD = {"num_key_value_heads": 4}
+STRETCHED = {"mscale": 0.707, "mscale_all_dim": 1.3}
 YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 64}
+
+LAYERED = {"head_dim": 16, "hidden_size_per_layer_input": 24, "vocab_size_per_layer_input": 199, "sliding_window": 21}
 
 ROWS: dict[str, Row] = {
     "qwen3_moe": (
@@ -179,6 +199,106 @@ ROWS: dict[str, Row] = {
                 "sliding_window": 30,
                 "layer_types": ["full_attention", "full_attention", "sliding_attention"],
                 "rope_parameters": {**YARN, "truncate": False},
+                **SEVEN,
+            },
+        ],
+    ),
+    "deepseek_v2": (
+        "DeepseekV2",
+        [
+            {
+                "n_routed_experts": 16,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 32,
+                "topk_method": "group_limited_greedy",
+                "n_group": 4,
+                "topk_group": 2,
+                "routed_scaling_factor": 2.0,
+                "first_k_dense_replace": 1,
+                "rope_parameters": {**YARN, **STRETCHED},
+                **LATENT,
+            },
+            {
+                "n_routed_experts": 5,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 64,
+                "n_shared_experts": 1,
+                "attention_bias": True,
+                "n_group": 1,
+                "topk_group": 1,
+                **ODD_LATENT,
+            },
+        ],
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        [
+            {
+                "n_routed_experts": 16,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 32,
+                "n_group": 4,
+                "topk_group": 2,
+                "first_k_dense_replace": 1,
+                "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+                **LATENT,
+            },
+            {
+                "n_routed_experts": 6,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 64,
+                "n_shared_experts": 2,
+                "n_group": 1,
+                "topk_group": 1,
+                "first_k_dense_replace": 0,
+                "norm_topk_prob": False,
+                "rope_interleave": False,
+                "tie_word_embeddings": True,
+                **ODD_LATENT,
+            },
+        ],
+    ),
+    "glm4_moe_lite": (
+        "Glm4MoeLite",
+        [
+            {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, **LATENT},
+            {
+                "n_routed_experts": 6,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 64,
+                "mlp_layer_types": ["sparse", "dense", "sparse"],
+                "attention_bias": True,
+                **ODD_LATENT,
+            },
+        ],
+    ),
+    "gemma4_experts": (
+        "Gemma4",
+        [
+            {
+                "num_hidden_layers": 4,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "hidden_size_per_layer_input": 0,
+                "attention_k_eq_v": True,
+                "num_global_key_value_heads": 1,
+                "sliding_window": 19,
+                "global_head_dim": 24,
+                "head_dim": 20,
+                "enable_moe_block": True,
+                "num_experts": 4,
+                "top_k_experts": 4,
+                "moe_intermediate_size": 32,
+            },
+            {
+                "num_hidden_layers": 4,
+                "num_kv_shared_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "rms_norm_eps": 1e-3,
+                "enable_moe_block": True,
+                "num_experts": 5,
+                "top_k_experts": 3,
+                "moe_intermediate_size": 64,
+                **LAYERED,
                 **SEVEN,
             },
         ],

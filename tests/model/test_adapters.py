@@ -50,7 +50,7 @@ def targets_of(model: Any) -> tuple[str, ...]:
     return tuple(sorted(every - {"lm_head", "embed_out"}))
 
 
-@pytest.mark.parametrize("family", list(ROWS))
+@pytest.mark.parametrize("family", [name for name in ROWS if not name.startswith(("gemma3n", "gemma4"))])
 def test_every_family_equals_the_merged_model(family: str, tmp_path: Path) -> None:
     """In float32, by the reference and by the native kernels, of the family's own names of modules."""
     model = save_family(tmp_path / "base", family, 0)
@@ -90,6 +90,19 @@ def test_options(case: str, base: tuple[Path, Any], tmp_path: Path) -> None:
     driver = open_driver(folder, ReferenceOps())
     place(driver, adapter.folder, 0)
     close(adapted(driver, PROMPT, 0), logits_of(merged(model, adapter), PROMPT))
+
+
+def test_the_same_weights_under_another_scale_are_another_adapter(base: tuple[Path, Any], tmp_path: Path) -> None:
+    """One that is loaded again after a crash must be what it was, not only its file of weights."""
+    folder, model = base
+    found = {}
+    for name, alpha in (("a", 16), ("same", 16), ("other", 8)):
+        write_adapter(tmp_path / name, model, lora_alpha=16)
+        config = tmp_path / name / "adapter_config.json"
+        config.write_text(config.read_text().replace('"lora_alpha": 16', f'"lora_alpha": {alpha}'))
+        store: Any = open_driver(folder, ReferenceOps()).worker.adapters
+        found[name] = store.load(1, str(tmp_path / name)).result().digest
+    assert found["a"] == found["same"] != found["other"]
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -267,7 +280,9 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "rank of no kind": ({"r": "8"}, "r must"),
     "alpha": ({"lora_alpha": float("inf")}, "lora_alpha"),
     "too few targets": ({"target_modules": ["q_proj"]}, "target_modules"),
-    "slow pattern": ({"target_modules": "(.*a+)+q_proj"}, "repeats a group"),
+    "pattern with flags": ({"target_modules": "(?i)q_proj"}, "flags"),
+    "too many patterns": ({"rank_pattern": {f"q{i}|r": 8 for i in range(65)}}, "65 regular expressions"),
+    "many names": ({"rank_pattern": {f"model.layers.{i}.z_proj": 3 for i in range(2000)}, "r": 9}, "the rank of"),
     "broken pattern": ({"target_modules": "(q_proj"}, "regular expression"),
     "invocation": ({"alora_invocation_tokens": [5000]}, "alora_invocation_tokens"),
 }
@@ -373,9 +388,10 @@ def test_modules_of_the_model_are_all_found(base: tuple[Path, Any]) -> None:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe"])
 def test_beside_experts(family: str, tmp_path: Path) -> None:
-    """Attention of a mixture of experts can be adapted, and what is shared or chosen is computed as without adapters."""
+    """Attention, dense layers and shared experts of a mixture of experts can be adapted; what is chosen is computed as without adapters."""
     model = save_family(tmp_path / "base", family, 0)
-    adapter = write_adapter(tmp_path / "adapter", model, ("q_proj", "k_proj", "v_proj", "o_proj"), rank=4)
+    adapter = write_adapter(tmp_path / "adapter", model, LLAMA, rank=4)
+    assert family != "glm4_moe" or any("shared_experts.up_proj" in name for name in tensors_of(adapter.folder))
     driver = open_driver(tmp_path / "base", ReferenceOps())
     place(driver, adapter.folder, 0)
     close(adapted(driver, PROMPT, 0), logits_of(merged(model, adapter), PROMPT))

@@ -82,6 +82,14 @@ def test_too_little_memory(model: ModelFootprint, memory: HostMemory, options: d
         plan(model, memory, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_total_tokens": 100_000}])
+def test_what_takes_the_memory_is_told(options: dict[str, Any]) -> None:
+    with pytest.raises(CapacityError) as caught:
+        plan_capacity(MemoryOptions(**options), SMALL, MACHINE, GIB, adapter_bytes=14 * GIB)
+    assert "1.00 GiB for buffers, 14.00 GiB for the slots of adapters" in str(caught.value)
+    assert options or "; lower --max-loras-per-batch or --max-lora-rank" in str(caught.value)
+
+
 def needs(**changes: int) -> Needs:
     """Of an 8B model in 16 bits."""
     usual = {"weights": 16 * GIB, "buffers": GIB // 8, "tables": GIB // 8, "context_len": 131072, "token_bytes": 131072}

@@ -17,6 +17,7 @@ from benchmarks import cuda
 from benchmarks.gpu import checks
 from benchmarks.gpu import ops as op_checks
 from benchmarks.gpu.ops import Side, cases, error_of
+from sglang.srt.model.kernels.kv_runs import ReferenceRuns
 from sglang.srt.model.kernels.reference import ReferenceOps
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,15 @@ def test_images_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(f["ok"] for f in checks.images(tmp_path / "other", REFERENCE))
 
 
+def test_tiers_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's pool is in host memory: nothing is behind it, and the check says so."""
+    back, copies = checks.tiers(tmp_path, REFERENCE)
+    assert not back["ok"] and back["cached"][1] == 48 > back["cached"][-1] and "problem" not in back
+    assert copies["ok"]
+    monkeypatch.setattr(ReferenceRuns, "read", lambda self, slots, out: None)
+    assert not checks._copies(REFERENCE)["ok"]
+
+
 def test_checkpoints_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack, config, bar = quantised.FORMS["gptq"]
     monkeypatch.setattr(checks, "TINY_FORMS", ("gptq", "gptq read wrongly"))
@@ -194,7 +204,7 @@ def test_processes_share_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each case is answered once, by whichever process; one that dies costs its own case alone."""
     need_interpreter()
     names = [name for name, _ in cases(tiny=True)]
-    some = [(("float32", "bfloat16")[i % 2], i) for i in range(0, len(names), 5)]
+    some = [(("float32", "bfloat16")[i % 2], i) for i in range(0, len(names), 12)]
     found = list(op_checks._share_out(some, "cpu", True, 2))
     assert sorted((f["dtype"], f["op"]) for f in found) == sorted((dtype, names[i]) for dtype, i in some)
     assert all(f["ok"] for f in found)
@@ -223,5 +233,5 @@ def test_the_whole_script(tmp_path: Path) -> None:
         findings = cuda.read_findings(tmp_path / f"{name}.jsonl")
         assert cuda.is_complete(findings), name
         assert not [f for f in findings if "problem" in f or "skipped" in f], "an op that does not run at all"
-    for section in ("model", "grammar", "image", "checkpoint"):
+    for section in ("model", "grammar", "image", "checkpoint", "tier"):
         assert re.search(rf"\| every {section} \|.*\| pass \|", done.stdout), section

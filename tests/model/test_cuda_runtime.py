@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang.srt import devices
+from sglang.common import devices
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.engine import Engine
 from sglang.srt.errors import ConfigError
@@ -75,6 +75,47 @@ def test_the_engine_on_the_interpreter(folder: Path, flags: dict[str, Any]) -> N
     assert ours == expected
     assert info["kernels"].startswith("cuda interpreted float32") and info["runs_ahead"] and not info["deterministic"]
     assert info["graph_max_reqs"] == (0 if flags else 3)
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "fp8_e4m3")])
+def test_runs_of_the_pool_as_bytes(dtype: str, kv_dtype: Any) -> None:
+    """Whole runs and records in pieces of several, as reference.py's pool gives them; nothing else is touched."""
+    need_interpreter()
+    ops = create_ops(DeviceOptions(device="cpu", kernels="cuda", kv_cache_dtype=kv_dtype), dtype)
+    layers = ops.kv_layers(3, 64, 2, 8)
+    runs = ops.kv_runs(layers)
+    assert runs is not None and runs.run == 16 and len(runs.arena(100)) == 100
+    rng = np.random.default_rng(1)
+    data = [rng.integers(0, 100, runs.run_bytes, dtype=np.uint8) for _ in range(4)]
+    for i, each in enumerate(data):
+        runs.write(16 * i, each)
+    out = np.empty(runs.run_bytes, np.uint8)
+    for i, each in enumerate(data):
+        runs.read(np.arange(16 * i, 16 * i + 16, dtype=np.int32), out)
+        assert (out == each).all()
+    mixed = np.concatenate([np.arange(32, 37), np.arange(5, 16)]).astype(np.int32)
+    runs.read(mixed, out)
+    parts = [each.reshape(3, 2, 2, 16, -1) for each in (out, data[2], data[0])]
+    assert (parts[0][..., :5, :] == parts[1][..., :5, :]).all() and (parts[0][..., 5:, :] == parts[2][..., 5:, :]).all()
+
+
+@pytest.mark.slow  # pytest -m slow tests/model/test_cuda_runtime.py
+@pytest.mark.parametrize("tiers", [{"enable_hierarchical_cache": True}, {"cache_dir": "cache"}], ids=["host", "disk"])
+def test_what_the_pool_drops_comes_back(folder: Path, tiers: dict[str, Any], tmp_path: Path) -> None:
+    need_interpreter()
+    if "cache_dir" in tiers:
+        tiers = {"cache_dir": str(tmp_path / "cache")}
+    flags = FLAGS | {"kernels": "cuda", "dtype": "float32", "max_total_tokens": 128, "context_length": 64, **tiers}
+    prompts = [[int(i) for i in np.random.default_rng(s).integers(3, 199, 49)] for s in range(4)]
+    sampling = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True}
+    with Engine(model_path=str(folder), **{**flags, "chunked_prefill_size": 64}) as engine:
+        for _ in range(2):  # what is found again is written
+            first = [engine.generate(input_ids=prompts[0], sampling_params=sampling) for _ in range(2)]
+        for prompt in prompts[1:]:
+            engine.generate(input_ids=prompt, sampling_params=sampling)
+        again = engine.generate(input_ids=prompts[0], sampling_params=sampling)
+    assert again["output_ids"] == first[0]["output_ids"]
+    assert again["meta_info"]["cached_tokens"] >= 48
 
 
 def test_deterministic_mode_is_shown(folder: Path) -> None:
@@ -166,15 +207,19 @@ def test_a_device_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="finds no CUDA device"):
         create_ops(DeviceOptions(device="cuda", tp_size=4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="--tp-size 4 needs a CUDA device for each rank, and torch finds 2"):
+    with pytest.raises(
+        ConfigError, match="--tp-size needs 4 CUDA devices on this machine, one for each rank, and torch finds 2"
+    ):
         create_ops(DeviceOptions(device="cuda", tp_size=4))
 
 
 def test_flags_that_contradict_the_device() -> None:
     with pytest.raises(ConfigError, match="does not run on --device cuda"):
         create_ops(DeviceOptions(device="cuda", kernels="cpu"))
-    with pytest.raises(ConfigError, match="--kv-cache-dtype fp8_e4m3 is for --device cuda"):
-        create_ops(DeviceOptions(device="cpu", kv_cache_dtype="fp8_e4m3"))
+    with pytest.raises(
+        ConfigError, match="--kv-cache-dtype bfloat16 is for --device cuda; on a CPU it may be auto, int8 or fp8"
+    ):
+        create_ops(DeviceOptions(device="cpu", kv_cache_dtype="bfloat16"))
 
 
 def test_auto_takes_a_gpu_that_can_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.model import kv_pool
 from sglang.srt.model.kernels.reference import ReferenceOps
-from tests.model.tiny import open_worker, save_model
+from tests.model.conftest import create_ops
+from tests.model.dense_families import save_family
+from tests.model.tiny import Driver, open_worker, save_model
 
 
 class TouchOps(ReferenceOps):
@@ -29,6 +32,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ready") / "llama"
     save_model(path, "llama")
     return path
+
+
+def test_layers_of_different_shapes_are_kept_elsewhere_together(tmp_path: Path) -> None:
+    """What one worker has computed, written into another's pool, gives the same bits: Gemma 4 has two pools."""
+    pytest.importorskip("torch")
+    save_family(tmp_path, "gemma4_text")
+    prompt = [int(i) for i in np.random.default_rng(0).integers(3, 199, 70)]
+    first, second = (Driver(open_worker(tmp_path, create_ops("cpu")), seed) for seed in (1, 2))
+    whole = first.logits([(source := first.add(prompt), 70)])
+    target = second.add(prompt)
+    second._slots(target, 48)
+    runs = first.worker.kv_runs, second.worker.kv_runs
+    assert runs[0] is not None and runs[1] is not None and ";" in runs[0].layout
+    assert runs[0].run_bytes == 16 * first.worker.info.kv_bytes_per_token
+    for start in range(0, 48, 16):
+        data = np.empty(runs[0].run_bytes, np.uint8)
+        runs[0].read(first.table[source.row, start : start + 16], data)
+        runs[1].write(int(second.table[target.row, start]), data)
+    target.done = 48
+    rest = second.logits([(target, 22)])
+    np.testing.assert_array_equal(rest.view(np.int32), whole[48:].view(np.int32))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,3 +82,27 @@ def test_what_is_ahead_is_touched_once(folder: Path, monkeypatch: pytest.MonkeyP
         else:
             assert not ops.touched
         ready = max(ready, wanted)
+
+
+def test_the_memory_of_a_pool_that_holds_nothing_goes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but what is kept ready; and the pool is as good as before."""
+    worker = open_worker(folder, create_ops("cpu"), max_total_tokens=4096)
+    prompt = [int(i) for i in np.random.default_rng(0).integers(3, 199, 70)]
+    driver = Driver(worker)
+    before = driver.logits([(driver.add(prompt), 70)])
+    monkeypatch.setattr(kv_pool, "LEAST_AHEAD", 64 * worker.info.kv_bytes_per_token)
+    runs = worker.kv_runs
+    assert runs is not None
+    data, slots = np.full(runs.run_bytes, 7, np.uint8), np.arange(4096, dtype=np.int32)
+    for start in range(0, 4096, 16):
+        runs.write(start, data)
+    worker.release_kv()
+
+    def held(start: int) -> bool:
+        found = np.empty(runs.run_bytes, np.uint8)
+        runs.read(slots[start : start + 16], found)
+        return bool((found == 7).all())
+
+    assert held(0) and held(48) and not any(held(start) for start in range(512, 4096 - 512, 16))
+    again = Driver(worker)
+    np.testing.assert_array_equal(again.logits([(again.add(prompt), 70)]).view(np.int32), before.view(np.int32))

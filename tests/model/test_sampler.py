@@ -4,11 +4,12 @@ depend on (seed, position) alone."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.forward_batch import SampleSpec, VocabMasks
@@ -121,6 +122,43 @@ def test_adjusted_logits_equal_the_oracle(ops: Ops) -> None:
     changed = logits.copy()
     Sampler(ops, VOCAB, 1).sample(changed, [s], None)
     np.testing.assert_allclose(changed[0], oracle_adjusted(logits[0], s), rtol=1e-6)
+
+
+PENALTIES = {
+    "repetition_penalty": st.sampled_from([1.0, 0.7, 1.3]),
+    "frequency_penalty": st.sampled_from([0.0, -0.4, 0.7]),
+    "presence_penalty": st.sampled_from([0.0, 1.2, -0.5]),
+    "logit_bias": st.none() | st.dictionaries(st.integers(0, 20), st.sampled_from([-100.0, 2.0]), max_size=3),
+    "min_new_tokens": st.integers(0, 12),
+    "temperature": st.sampled_from([0.0, 0.8]),
+    "seed": st.integers(0, 3),
+}
+FEW_IDS = st.integers(0, 15) | st.just(VOCAB + 5)
+
+
+@given(
+    st.fixed_dictionaries(PENALTIES),
+    st.lists(FEW_IDS, max_size=5),
+    st.lists(st.lists(FEW_IDS, max_size=6), min_size=1, max_size=5),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_after_draft_tokens_logits_and_tokens_are_those_after_the_same_output(
+    ops: Ops, params: dict[str, Any], prompt: list[int], drafts: list[list[int]]
+) -> None:
+    """A step for each draft: one sample of the request itself, one after each draft token. Of the draft, half is accepted."""
+    sampler, own = Sampler(ops, VOCAB, 8), spec(prompt=[3, *prompt], eos_ids=(2, 9), **params)
+    for step, draft in enumerate(drafts):
+        ends = range(len(draft) + 1)
+        outputs = [own.output_ids + draft[:end] for end in ends]
+        samples = [own, *(replace(own, output_ids=ids, state=None, follows=own) for ids in outputs[1:])]
+        logits = rows(len(samples), seed=step)
+        changed, alone = logits.copy(), logits.copy()
+        sampled = sampler.sample(changed, samples, None).next_ids.tolist()
+        fresh = [replace(own, output_ids=ids, state=None) for ids in outputs]
+        one_by_one = [Sampler(ops, VOCAB, 1).sample(alone[i : i + 1], [s], None).next_ids[0] for i, s in enumerate(fresh)]
+        assert sampled == one_by_one
+        np.testing.assert_array_equal(changed.view(np.int32), alone.view(np.int32))
+        own.output_ids += draft[: len(draft) // 2]
 
 
 def test_prompt_ids_outside_the_vocabulary_are_left_out(ops: Ops) -> None:

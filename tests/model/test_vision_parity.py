@@ -92,6 +92,16 @@ def test_chunks_may_cut_pictures(family: tuple[str, Path, Any], chunk: int) -> N
     assert logits(worker, shown, chunk).tobytes() == logits(worker, shown).tobytes()
 
 
+def test_steps_that_run_ahead_keep_their_pictures(tmp_path: Path) -> None:
+    """A step of many layers still runs when the next one is prepared: each sees its own rows."""
+    save_qwen(tmp_path, "Qwen2_5_VL", num_hidden_layers=24)
+    shown = show(np.random.default_rng(8), [[5], *[(1, 16, 16)] * 6, WORDS])
+    whole = logits(open_worker(tmp_path, CpuOps(2)), shown)
+    for chunk in (64, 100, 128):
+        got = logits(open_worker(tmp_path, CpuOps(2, ahead=True)), shown, chunk, last=True)
+        assert got.tobytes() == whole[-len(got) :].tobytes()
+
+
 def test_other_pixels_give_other_logits(family: tuple[str, Path, Any]) -> None:
     worker = open_worker(family[1], CpuOps(2))
     parts = [[3], (1, 4, 4), WORDS]

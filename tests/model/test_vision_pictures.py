@@ -32,7 +32,7 @@ from sglang.srt.server.multimodal.spans import expand
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
 from tests.model.tiny import open_worker
 from tests.model.vision import IMAGE, Shown, logits, randomise
-from tests.model.vision_families import QWEN2_5, QWEN3, gemma3, llava, qwen, smolvlm
+from tests.model.vision_families import DELTA, EXPERTS, QWEN2_5, QWEN3, QWEN3_5, gemma3, llava, qwen, smolvlm
 
 SPECIAL = ["<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<fake_token_around_image>", "<global-img>"]
 SPECIAL += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
@@ -84,6 +84,14 @@ CASES = {
     ),
     "qwen2_5_vl": Case(lambda: qwen("Qwen2_5_VL", QWEN2_5), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
     "qwen3_vl": Case(lambda: qwen("Qwen3VL", QWEN3), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
+    "qwen3_vl_moe": Case(lambda: qwen("Qwen3VLMoe", QWEN3, **EXPERTS), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
+    "qwen3_5": Case(lambda: qwen("Qwen3_5", QWEN3_5, **DELTA), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
+    "qwen3_5_moe": Case(
+        lambda: qwen("Qwen3_5Moe", QWEN3_5, **DELTA, **EXPERTS, shared_expert_intermediate_size=48),
+        _QWEN_PROCESSOR,
+        _PIXELS,
+        _qwen_inputs,
+    ),
     "llava_onevision": Case(
         llava,
         ("llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil"),

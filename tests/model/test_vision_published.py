@@ -128,6 +128,6 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_family(CASES[request.param], tmp_path_factory.mktemp("published"))
 
 
-@pytest.mark.parametrize("photo", PHOTOS)
+@pytest.mark.parametrize("photo", [pytest.param(p, marks=pytest.mark.slow) if p == "wide" else p for p in PHOTOS])
 def test_photos_of_odd_sizes(family: Family, photo: str) -> None:
     check_logits(family, CpuOps(2), PHOTOS[photo])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import AdapterOptions, MemoryOptions, ModelOptions
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, PromptLogprobs, SampleSpec, VocabMasks
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, PromptLogprobs, SampleSpec, StateRows, VocabMasks
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.weights.loader import load_checkpoint
 from sglang.srt.model.worker import LocalWorker, worker_from
@@ -58,11 +58,18 @@ def save_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> An
 
 
 def open_worker(
-    path: Path, ops: Ops, use_tape: bool = True, quantization: Any = None, adapters: AdapterOptions | None = None, **memory: Any
+    path: Path,
+    ops: Ops,
+    use_tape: bool = True,
+    quantization: Any = None,
+    adapters: AdapterOptions | None = None,
+    mmproj: str | None = None,
+    mm_quantization: Any = None,
+    **memory: Any,
 ) -> LocalWorker:
     """A worker with a small pool."""
-    options = ModelOptions(str(path), quantization=quantization)
-    checkpoint = load_checkpoint(resolve_model(str(path)), options)
+    options = ModelOptions(str(path), quantization=quantization, mmproj=mmproj, mm_quantization=mm_quantization)
+    checkpoint = load_checkpoint(find_files(options), options)
     limits: dict[str, Any] = {"max_total_tokens": 2048, "max_running_requests": 24, "chunked_prefill_size": 600}
     return worker_from(checkpoint, checkpoint.config, ops, MemoryOptions(**{**limits, **memory}), use_tape, adapters=adapters)
 
@@ -96,6 +103,8 @@ class Driver:
         runs = np.random.default_rng(seed).permutation(info.max_total_tokens // 16)
         self._free_runs = [int(r) for r in runs]
         self._num_rows = 0
+        self.saves: dict[int, list[tuple[int, int]]] = {}
+        """row -> (position, slot) of states to be kept, ascending"""
 
     def add(self, prompt: list[int], params: SamplingParams | None = None, seed: int = 0, **spec: Any) -> Seq:
         row, self._num_rows = self._num_rows, self._num_rows + 1
@@ -134,7 +143,19 @@ class Driver:
         batch = ForwardBatch(*(np.array(a, np.int32) for a in arrays), samples, prompts)
         if any(seq.slot >= 0 for seq, _ in parts):
             batch.row_adapter = np.repeat([seq.slot for seq, _ in parts], lengths).astype(np.int32)
+        if self.worker.info.state_slots:
+            batch.states = self._states([(seq, seq.done - count) for seq, count in parts])
         return batch
+
+    def _states(self, parts: list[tuple[Seq, int]]) -> StateRows:
+        """A slot for each row of the table, and the saves that were asked for."""
+        source = [seq.row if start else -1 for seq, start in parts]
+        saves = [
+            [(at - start, slot) for at, slot in self.saves.get(seq.row, []) if start < at <= seq.done] for seq, start in parts
+        ]
+        starts = np.cumsum([0, *map(len, saves)])
+        arrays = source, [seq.row for seq, _ in parts], starts, *([pair[i] for each in saves for pair in each] for i in (0, 1))
+        return StateRows(*(np.array(array, np.int32) for array in arrays))
 
     def step(self, parts: list[tuple[Seq, int]], masks: VocabMasks | None = None, **wanted: Any) -> ForwardOutput:
         batch = self.batch(parts, **wanted)

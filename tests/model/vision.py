@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang.srt.forward_batch import EmbedRows, ForwardBatch
+from sglang.srt.forward_batch import EmbedRows, ForwardBatch, StateRows
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.worker import LocalWorker
 from sglang.srt.server.multimodal.spans import axis_positions
@@ -36,12 +36,12 @@ def randomise(model: Any, seed: int) -> Any:
     return model
 
 
-def save_qwen(folder: Path, family: str, seed: int = 0) -> Any:
+def save_qwen(folder: Path, family: str, seed: int = 0, **text_changes: Any) -> Any:
     """A Qwen2-VL or Qwen2.5-VL in `folder`; returns the transformers model."""
     import transformers
 
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-    text = TEXT | {"rope_parameters": rope, "tie_word_embeddings": False}
+    text = TEXT | {"rope_parameters": rope, "tie_word_embeddings": False} | text_changes
     vision: dict[str, Any] = {"depth": 3, "num_heads": 4, "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
     if family == "Qwen2_5_VL":
         vision |= {"hidden_size": 64, "intermediate_size": 80, "out_hidden_size": 64, "window_size": 56}
@@ -96,8 +96,9 @@ def embed(worker: LocalWorker, items: Sequence[MediaItem]) -> dict[bytes, Encode
     return jobs
 
 
-def logits(worker: LocalWorker, shown: Shown, chunk: int = 10**6, row: int = 0) -> np.ndarray[Any, Any]:
-    """Logits of every position of a prompt, computed in chunks, in slots of its own (row r of the table)."""
+def logits(worker: LocalWorker, shown: Shown, chunk: int = 10**6, row: int = 0, last: bool = False) -> np.ndarray[Any, Any]:
+    """Logits of every position of a prompt, computed in chunks, in slots of its own (row r of the table). `last`: of the last chunk
+    alone, so that no step waits for the one before."""
     info = worker.info
     table = np.zeros((info.max_running_requests, info.context_len), np.int32)
     table[:] = np.arange(info.context_len) + np.arange(len(table))[:, None] * info.context_len % info.max_total_tokens
@@ -108,11 +109,16 @@ def logits(worker: LocalWorker, shown: Shown, chunk: int = 10**6, row: int = 0) 
         end = min(start + chunk, len(shown.ids))
         batch = batch_of(shown, jobs, start, end, table, row)
         worker.forward(batch)
+        if last and end < len(shown.ids):
+            continue
         runner = worker._runner
         assert runner is not None
         rows = np.arange(end - start, dtype=np.int32)
         block = runner.limits.max_logit_rows
-        found += [runner.head(rows[i : i + block]).copy() for i in range(0, len(rows), block)]
+        for i in range(0, len(rows), block):
+            part = runner.head(rows[i : i + block])
+            runner._ops.finish()
+            found.append(part.copy())
     return np.concatenate(found)
 
 
@@ -143,6 +149,7 @@ def batch_of(shown: Shown, jobs: dict[bytes, EncodeJob], start: int, end: int, t
         embeds=embeds,
         row_ends=row_ends_of(shown, start, end) if shown.bidirectional_images else None,
         rope_positions=None if shown.positions is None else shown.positions[:, start:end],
+        states=StateRows(ints([row if start else -1]), ints([row]), ints([0, 0]), ints([]), ints([])),
     )
 
 

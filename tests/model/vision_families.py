@@ -40,11 +40,16 @@ QWEN3 = QWEN | {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2
 QWEN2_5 = QWEN | {"window_size": 28, "fullatt_block_indexes": [1]}
 
 
-def qwen(name: str, vision: dict[str, Any]) -> Any:
+def qwen(name: str, vision: dict[str, Any], **more: Any) -> Any:
+    """`more`: of the decoder."""
     import transformers as t
 
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2] if name == "Qwen3VL" else [2, 3, 3]}
-    text = SIZES | {"rope_parameters": rope} | ({"head_dim": 16} if name == "Qwen3VL" else {})
+    late = not name.startswith("Qwen2")
+    sections = {"mrope_section": [3, 3, 2] if late else [2, 3, 3]}
+    if name.startswith("Qwen3_5"):
+        sections = {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25, "mrope_interleaved": True}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, **sections}
+    text = SIZES | {"rope_parameters": rope} | ({"head_dim": 16} if late else {}) | more
     ids = {
         "image_token_id": IMAGE,
         "video_token_id": IMAGE + 1,
@@ -52,7 +57,21 @@ def qwen(name: str, vision: dict[str, Any]) -> Any:
         "vision_end_token_id": IMAGE + 3,
     }
     config = getattr(t, f"{name}Config")(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    config.text_config._experts_implementation = "eager"
     return getattr(t, f"{name}ForConditionalGeneration")(config)
+
+
+QWEN3_5 = QWEN | {"num_position_embeddings": 25}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+DELTA = {
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
 
 
 def gemma3() -> Any:

@@ -1,7 +1,8 @@
 """The kernels' wheel for aarch64, cross-built, under qemu-aarch64 on Debian's arm64 Python: the same results for any batch, number of
 threads, chunking and layout of memory, on both instruction sets, `neon_dotprod` and `portable`.
 
-Needs qemu-user and apt (Debian or Ubuntu). Run with
+Of each test a few cases, spread over all of them, since an emulated core is some twenty times slower. Needs qemu-user and apt (Debian
+or Ubuntu). Run with
 
     .venv-test/bin/python -m pytest -m slow tests/packages/test_aarch64.py
 """
@@ -39,9 +40,12 @@ TESTS = [  # of tests/kernels: invariances first, then values against NumPy; for
     "test_instruction_sets.py",
 ]
 
+MOST_CASES = 4
+"""of one test"""
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),  # minutes, on a machine that has nothing else to do
     pytest.mark.skipif(
         shutil.which("qemu-aarch64") is None or shutil.which("apt-get") is None, reason="needs qemu-user and apt"
     ),
@@ -67,12 +71,28 @@ def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+def chosen_cases(site: Path) -> list[str]:
+    """Ids of cases: of each test the first, the last, and what lies evenly between them."""
+    tests = [f"tests/kernels/{test}" for test in TESTS]
+    listed = python(site, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *tests).stdout.splitlines()
+    by_test: dict[str, list[str]] = {}
+    for case in listed:
+        if case.startswith("tests/"):
+            by_test.setdefault(case.partition("[")[0], []).append(case)
+    assert len(by_test) > len(TESTS), listed[-5:]
+    chosen = []
+    for cases in by_test.values():
+        last, count = len(cases) - 1, min(len(cases), MOST_CASES)
+        chosen += [cases[round(i * last / max(count - 1, 1))] for i in range(count)]
+    return chosen
+
+
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the wheel is for this Python, and Debian's is 3.11")
 def test_the_same_bits_for_any_batch(site: Path) -> None:
     script = "import platform, sglang_anywhere_kernels._cpu as kernels; print(platform.machine(), *kernels.usable_isas())"
     assert python(site, "-c", script).stdout.split() == ["aarch64", "neon_dotprod", "portable"]
-    tests = [f"tests/kernels/{test}" for test in TESTS]
-    done = python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=900", "--durations=5", *tests)
+    cases = chosen_cases(site)
+    done = python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=1800", "--durations=5", *cases)
     print(done.stdout[-2000:])
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

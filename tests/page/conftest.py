@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,15 +22,35 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sy
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHOTS = ROOT / "docs" / "images" if os.environ.get("PAGE_IMAGES") else Path(tempfile.mkdtemp())
 """the pictures of docs/page.md are made anew with PAGE_IMAGES=1; otherwise nothing in the tree changes"""
+SLOWED = int(os.environ.get("PAGE_SLOWED", "1"))
+"""Tabs compute so much more slowly: what a test takes for granted too early is seen (PAGE_SLOWED=6)."""
 TOY = ROOT / "models" / "toy-vlm"
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=20_000 * max(SLOWED // 2, 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.page)
+
+
+def slow_down(browser: Browser) -> None:
+    """All tabs get their share of the processor."""
+
+    def slowed(page: Page) -> Page:
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": SLOWED})
+        return page
+
+    def new_context(**options: Any) -> BrowserContext:
+        context = make_context(**options)
+        make_page = context.new_page
+        context.new_page = lambda: slowed(make_page())  # type: ignore[method-assign]
+        return context
+
+    make_context = browser.new_context
+    browser.new_context = new_context  # type: ignore[method-assign]
+    browser.new_page = lambda **options: new_context(**options).new_page()  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +63,8 @@ def browser() -> Iterator[Browser]:
             executable_path=path,
             args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
         )
+        if SLOWED > 1:
+            slow_down(browser)
         yield browser
         browser.close()
 
@@ -89,10 +112,17 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def wait_for(found: Callable[[], bool], seconds: float = 20.0) -> None:
     """Asks again and again. The page's policy lets no test run code of its own there for that."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * max(SLOWED // 2, 1)
     while not found():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.05)
+
+
+def look(page: Page, url: str, view: str) -> None:
+    """Opens the view of the machine or of programs. What happens from now on is on view."""
+    page.goto(f"{url}/#{view}")
+    expect(page.locator(f".{view}")).to_be_visible()
+    wait_for(lambda: bool(page.evaluate("async () => (await import('/page/js/machine/live.js')).live.value.connected")))
 
 
 class Chat:

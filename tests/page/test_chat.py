@@ -9,6 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from sglang.srt.checkpoint.resolve import ALIASES
+from sglang.srt.config import DEFAULT_MODEL
 from tests.conftest import RunningServer, start_server
 from tests.page.conftest import Chat, Troubles, wait_for
 from tests.page.test_look import show_answer
@@ -27,10 +29,32 @@ def test_an_answer_has_its_figures(chat: Chat) -> None:
     chat.say(FRANCE)
     assert "Paris" in chat.answer
     stats = chat.page.locator(".stats").inner_text()
-    assert "tokens/s" in stats and "first after" in stats and "cached" in stats
+    assert "first after" in stats and "cached" in stats
+    chat.option(max_tokens=200)
+    chat.talk_on()  # an answer that comes all at once has no speed
     chat.say("And of Italy?")
+    assert "tokens/s" in chat.page.locator(".stats").last.inner_text()
     assert chat.page.locator(".message").count() == 4
     assert "none cached" not in chat.page.locator(".stats").last.inner_text()
+
+
+# Resolves to what a dialog says of itself at the moment it is in the document.
+WHEN_INSERTED = """() => new Promise((resolve) => {
+  new MutationObserver((_, observer) => {
+    const dialog = document.querySelector("dialog");
+    if (!dialog) return;
+    observer.disconnect();
+    resolve(dialog.open);
+  }).observe(document.body, { childList: true, subtree: true });
+  document.querySelector("button[aria-label='Options']").click();
+})"""
+
+
+def test_a_dialog_is_open_as_soon_as_it_is_there(chat: Chat) -> None:
+    for _ in range(3):
+        assert chat.page.evaluate(WHEN_INSERTED)
+        chat.page.keyboard.press("Escape")
+        expect(chat.page.locator("dialog")).to_have_count(0)
 
 
 def test_an_answer_is_stopped(chat: Chat, server: RunningServer) -> None:
@@ -101,6 +125,12 @@ def test_options_are_the_model_s_until_the_user_sets_them(page: Page, server: Ru
     assert (sent[1]["temperature"], sent[1]["seed"], sent[1]["stop"]) == (0.5, 7, ["Paris"])
     assert sent[1]["messages"][0] == {"role": "system", "content": "Be brief."}  # type: ignore[index]
     assert "Paris" not in chat.answer
+    penalty = page.locator("#option-presence_penalty")
+    page.get_by_role("button", name="Options").click()
+    expect(penalty).to_have_attribute("placeholder", str(ALIASES[DEFAULT_MODEL].sampling["presence_penalty"]))
+    page.locator("#option-temperature").fill("0")
+    page.locator("#option-temperature").blur()
+    expect(penalty).to_have_attribute("placeholder", "0")
 
 
 def test_all_models_that_the_server_lists_can_be_chosen(page: Page, server: RunningServer) -> None:
@@ -201,7 +231,8 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Pat
         chat.option(max_tokens=10)
         chat.say("Hello")
         assert page.evaluate(
-            "[sessionStorage.length, document.cookie, JSON.stringify(localStorage).includes('secret-key')]"
+            "[Object.values(sessionStorage).filter((text) => text.includes('secret-key')).length, document.cookie, "
+            "JSON.stringify(localStorage).includes('secret-key')]"
         ) == [
             1,
             "",

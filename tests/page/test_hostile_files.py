@@ -13,11 +13,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import RunningServer
-from tests.page.conftest import Chat, Troubles, wait_for
+from tests.page.conftest import SLOWED, Chat, Troubles, look, wait_for
 from tests.page.test_hostile_output import ATTACKS, RUN
 
 EVIL = f"<img src=http://evil.example/x onerror={RUN}><script>{RUN}</script>\u202e\u0000"
-SECONDS = 30.0
+SECONDS = 30.0 * max(SLOWED // 2, 1)
 """for what must not freeze the page, on a busy machine"""
 
 
@@ -303,8 +303,7 @@ def test_a_recording_may_say_anything(page: Page, server: RunningServer, tmp_pat
 
 def test_programs_of_others_are_text(page: Page, server: RunningServer, asked: list[str]) -> None:
     """Whoever may send requests may say of which run they are."""
-    page.goto(f"{server.url}/#programs")
-    page.wait_for_timeout(500)
+    look(page, server.url, "programs")
     for i, branch in enumerate(("7.1", "0.1", "0.999999" + ".1" * 20, "0")):
         headers = {
             "X-Sglang-Run": f"abc{i % 2}/{branch}",

@@ -10,11 +10,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import RunningServer, start_server
-from tests.page.conftest import TOY, Chat, wait_for
+from tests.page.conftest import SLOWED, TOY, Chat, wait_for
 from tests.page.long_context import write_long_context_model
 from tests.page.test_look import show_answer
 
-LATE_MS = 1000
+LATE_MS = 1000 * SLOWED
 """a key that is pressed is seen by then, also on a busy machine"""
 MAX_HEAP_BYTES = 64 << 20
 MAX_DOM_NODES = 100_000

@@ -87,6 +87,13 @@ def test_a_conversation_at_every_size(browser: Browser, server: RunningServer, s
         page.screenshot(path=SHOTS / f"chat-{scheme}.png")
     page.get_by_role("button", name="Options").click()
     assert serious(page) == []
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="The request as code").click()
+    assert serious(page) == [] and no_part_is_beyond_the_edge(page)
+    page.get_by_role("tab", name="curl").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="sglang")).to_be_focused()
+    expect(page.get_by_role("tabpanel")).to_contain_text("import sglang as sgl")
     context.close()
 
 
@@ -121,6 +128,7 @@ def test_the_view_shown_is_seen_in_the_menu_of_a_phone(page: Page, server: Runni
         expect(current).to_have_text(name)
         expect(current).to_be_in_viewport(ratio=0.95)
         assert no_part_is_beyond_the_edge(page)
+        expect(page.get_by_role("heading", level=1)).to_have_count(1)
 
 
 def test_the_theme_is_chosen_and_kept(page: Page, server: RunningServer) -> None:

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import RunningServer, start_server
-from tests.page.conftest import SHOTS, Troubles, wait_for
+from tests.page.conftest import SHOTS, Troubles, look, wait_for
 from tests.page.test_look import serious
 
 NODES = """async () => { const { nodes } = await import('/page/js/machine/live.js');
@@ -37,8 +37,7 @@ def ask(url: str, text: str, **params: Any) -> dict[str, Any]:
 
 def test_the_tree_after_two_requests_is_the_cache_s(fresh: RunningServer, page: Page) -> None:
     httpx.post(f"{fresh.url}/flush_cache", json={}, trust_env=False)
-    page.goto(f"{fresh.url}/#machine")
-    expect(page.locator(".machine")).to_be_visible()
+    look(page, fresh.url, "machine")
     first = ask(fresh.url, "The quick brown fox jumps over the lazy dog, and then it sleeps")
     second = ask(fresh.url, "The quick brown fox jumps over the fence, and then it runs")
     shared = second["meta_info"]["cached_tokens"]
@@ -60,8 +59,7 @@ def test_what_runs_is_seen(fresh: RunningServer, browser: Browser) -> None:
         httpx.post(f"{fresh.url}/flush_cache", json={}, trust_env=False)
         context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
         page = context.new_page()
-        page.goto(f"{fresh.url}/#machine")
-        expect(page.locator(".machine")).to_be_visible()
+        look(page, fresh.url, "machine")
         system = "You are a careful assistant. Answer every question in one short sentence. "
         texts = [
             f"{system}{kind} {n}: tell me a fact about the number {n}."
@@ -112,6 +110,20 @@ def test_a_tree_of_20_000_nodes(fresh: RunningServer, page: Page) -> None:
     )
     assert took[1] < 3500, "what is too thin to see is drawn as one"
     print("layout of 20,000 nodes, ms:", took[0])
+
+
+def test_one_view_is_one_viewer(fresh: RunningServer, page: Page) -> None:
+    """It asks once what is on view, and does not begin anew when the page asks again what is served: what happens meanwhile would be lost."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/page/live") else None)
+    look(page, fresh.url, "machine")
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_role("link", name="Programs").click()
+    expect(page.locator(".programs")).to_be_visible()
+    for _ in range(3):
+        page.evaluate("async () => (await import('/page/js/api.js')).loadServer()")
+        page.wait_for_timeout(100)
+    assert len(asked) == 2, "a request for each view"
 
 
 def test_who_may_look(tmp_path: Path, browser: Browser, troubles: Troubles) -> None:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 from playwright.sync_api import Page, expect
 
 from tests.conftest import RunningServer
-from tests.page.conftest import SHOTS, wait_for
+from tests.page.conftest import SHOTS, look, wait_for
 from tests.page.test_look import serious
 
 PROGRAM = """
@@ -48,9 +49,8 @@ def run(url: str, options: str = "", **environment: str) -> None:
 
 
 def test_a_forked_program_live(page: Page, server: RunningServer) -> None:
-    page.goto(f"{server.url}/#programs")
+    look(page, server.url, "programs")
     expect(page.get_by_text("Run a program against this server")).to_be_visible()
-    page.wait_for_timeout(500)
     run(server.url)
     wait_for(lambda: bool(page.evaluate(RUNS)) and all(call[3] for call in page.evaluate(RUNS)[0]))
     calls = page.evaluate(RUNS)[0]
@@ -68,6 +68,44 @@ def test_a_forked_program_live(page: Page, server: RunningServer) -> None:
     assert page.locator(".span-model").count() >= 1, "what the model said before is told apart"
     assert serious(page) == []
     page.screenshot(path=SHOTS / "programs.png")
+
+
+def test_a_choice_is_one_call_with_its_scores(page: Page, server: RunningServer) -> None:
+    """The program that the empty view shows: it runs as it stands there, and its `select` is not a request for each choice."""
+    look(page, server.url, "programs")
+    code = page.locator(".empty-programs pre").inner_text()
+    assert f'"{server.url}"' in code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() in ("yes", "no"), done.stderr
+    wait_for(lambda: bool(page.evaluate(RUNS)) and all(call[3] for call in page.evaluate(RUNS)[0]))
+    page.locator(".call.constrained").click()
+    text = page.locator(".call-text")
+    expect(text).to_contain_text("2 choices scored")
+    scored = text.locator(".scored li").all_inner_texts()
+    assert sorted(line.split()[0] for line in scored) == ["no", "yes"]
+    assert all(float(line.split()[1]) < 0 for line in scored)
+    expect(text.locator(".scored li.on code")).to_have_text(done.stdout.strip())
+
+
+def test_names_of_calls_are_text(page: Page, server: RunningServer) -> None:
+    """Whoever may send requests says what their calls are called. Runs with names that the language never gives are not shown."""
+    look(page, server.url, "programs")
+    expect(page.locator(".empty-programs")).to_be_visible()
+    evil = "<img src=x onerror=window.pwned=1>"
+    deep = ".".join(map(str, range(21)))
+    for name in (f"{evil}/0.{evil}", "/", "a" * 3000 + "/0", "a" * 32 + "/0", f"ab/{deep}"):
+        headers = {"X-Sglang-Run": name, "X-Sglang-Variable": evil}
+        body = {"text": evil, "sampling_params": {"max_new_tokens": 2}}
+        httpx.post(f"{server.url}/generate", json=body, headers=headers, timeout=60, trust_env=False).raise_for_status()
+    expect(page.get_by_role("group", name="Runs").get_by_role("button")).to_have_count(2)
+    page.locator(".time-line .call").first.click()
+    expect(page.locator(".call-text")).to_contain_text(evil)
+    assert page.locator("main img").count() == 0
+    assert page.evaluate("() => window.pwned") is None
+    page.set_viewport_size({"width": 360, "height": 740})
+    for button in page.get_by_role("group", name="Runs").get_by_role("button").all():
+        button.click()
+        assert page.evaluate("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_a_recording_from_disk(page: Page, server: RunningServer, tmp_path: Path) -> None:

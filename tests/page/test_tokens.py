@@ -58,7 +58,7 @@ def test_another_token_begins_a_branch(chat: Chat) -> None:
 def test_origins_are_told_apart(chat: Chat, server: RunningServer) -> None:
     page = chat.page
     page.get_by_role("button", name="Origins").click()
-    chat.option(max_tokens=80, system="")
+    chat.option(temperature=0, max_tokens=80, system="")
     words = "red green blue yellow violet orange " * 8
     chat.say(f"Repeat these words: {words}")
     kinds = page.locator(".tokens .token").evaluate_all("(all) => all.map((token) => token.className)")

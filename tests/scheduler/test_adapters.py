@@ -19,6 +19,7 @@ from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import ForwardBatch
 from sglang.srt.messages import AbortReq, ControlReply, LoadAdapterReq, TokenizedReq, UnloadAdapterReq
 from sglang.srt.scheduler.adapters import PATIENCE, last_occurrence
+from sglang.srt.scheduler.cache.disk.tier import OpenTier
 from tests.scheduler.toy import ALL_IDS, Harness, ToyWorker, make_req, sample_toy
 
 INVOCATION = (7, 8, 9)
@@ -110,9 +111,15 @@ def expected(req: TokenizedReq, path: str | None) -> list[int]:
 class Served(Harness):
     """Adapters by name, as the server knows them."""
 
-    def __init__(self, worker: AdaptedWorker | None = None, options: ScheduleOptions | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        worker: AdaptedWorker | None = None,
+        options: ScheduleOptions | None = None,
+        check: bool = True,
+        open_tier: OpenTier | None = None,
+    ) -> None:
         self.toy = worker or AdaptedWorker()
-        super().__init__(self.toy, options, check=check)
+        super().__init__(self.toy, options, check=check, open_tier=open_tier)
         self.num_loads = 0
         self.uids: dict[str, int] = {}
         self.paths: dict[int, str] = {}
@@ -303,6 +310,21 @@ def test_loading_takes_its_time_while_others_run() -> None:
     served.toy.adapters.finish_loading()
     served.poll()
     assert served.replies[0].ok and served.replies[0].adapter is not None and not served.scheduler.adapters.is_busy
+
+
+def test_a_load_that_was_given_up_leaves_nothing() -> None:
+    """Its unloading waits until it is read."""
+    served = Served()
+    served.toy.adapters.is_late = True
+    served.load("a")
+    served.put(UnloadAdapterReq(50, 1))
+    served.poll()
+    assert not [r for r in served.replies if r.call_id == 50]
+    served.toy.adapters.finish_loading()
+    served.poll()
+    served.poll()
+    assert [r.call_id for r in served.replies][-1] == 50 and not served.toy.adapters.weights
+    assert not served.scheduler.adapters._known and not served.scheduler.adapters.is_busy
 
 
 def test_what_cannot_be_loaded_is_said_and_forgotten() -> None:

@@ -26,10 +26,10 @@ from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
-from sglang.srt.scheduler.speculation.proposer import Draft, DraftLimits
+from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 from sglang.srt.scheduler.speculation.proposers import radix_tree
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import GrammarProposer
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import PromptLookup
+from sglang.srt.scheduler.speculation.proposers.repeated_text import PromptLookup, TableProposer
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Found, Search, Searches, Span, compile_stop_regex, search_all
 from tests.scheduler import toy
 from tests.scheduler.test_overlap import AheadWorker
@@ -185,7 +185,11 @@ def let_in(patch: pytest.MonkeyPatch, weather: Weather, may_search_elsewhere: fl
     patch.setattr(Searches, "later", later)
     patch.setattr(ChangingMasks, "weather", weather, raising=False)
     patch.setattr(GrammarCompiler, "poll", lambda self, job: not weather.chance(0.3))
-    for proposer, propose in ((PromptLookup, weather.draft), (GrammarProposer, weather.walk)):
+
+    def either(context: DraftContext, limits: DraftLimits) -> Draft | None:
+        return weather.draft(context, limits) if context.grammar is None else weather.walk(context, limits)
+
+    for proposer, propose in ((PromptLookup, weather.draft), (GrammarProposer, weather.walk), (TableProposer, either)):
         patch.setattr(proposer, "is_confident", lambda self, context, num_running: weather.chance(0.6))
         patch.setattr(proposer, "propose", lambda self, context, limits, propose=propose: propose(context, limits))
         patch.setattr(proposer, "forced_share", 0.0)

@@ -21,16 +21,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sglang.srt.checkpoint import cache_folder as folder_module
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.errors import ConfigError
-from sglang.srt.forward_batch import Int32Array
+from sglang.srt.forward_batch import Int32Array, StateBytes
 from sglang.srt.messages import AbortReq, FlushCacheReq, ShutdownReq, StateReq, TokenizedReq
-from sglang.srt.scheduler.cache.disk import folder as folder_module
 from sglang.srt.scheduler.cache.disk import segments
+from sglang.srt.scheduler.cache.disk import store as store_module
+from sglang.srt.scheduler.cache.disk.host_store import HostStore
 from sglang.srt.scheduler.cache.disk.pace import Pace
 from sglang.srt.scheduler.cache.disk.records import RecordFormat, chain_keys, layout_fingerprint, root_key
 from sglang.srt.scheduler.cache.disk.store import DiskRoom, RecordStore
-from sglang.srt.scheduler.cache.disk.tier import DiskTier, OpenTier
+from sglang.srt.scheduler.cache.disk.tier import DiskTier, OpenTier, WritePolicy
 from sglang.srt.scheduler.cache.disk.transfers import Load
 from sglang.srt.scheduler.cache.radix_cache import MARK, Salt
 
@@ -65,14 +67,22 @@ class Server:
         is_shared: bool = False,
         room: DiskRoom = ROOM,
         check: bool = True,
+        host_records: int = 0,
+        disk: bool = True,
+        policy: WritePolicy = "write_through_selective",
+        states: StateBytes | None = None,
     ) -> None:
+        """`host_records`: size of the tier in host memory; 0: there is none."""
         self.tier: DiskTier
         worker = worker or ToyWorker()
         runs = ToyRuns(worker)
 
         def open_tier(memory: Any, finish: Any) -> DiskTier:
-            store = RecordStore(folder, make_form(runs, fingerprint), room, {"model": "toy"})
-            self.tier = DiskTier(store, runs, memory, finish, is_shared, Always())
+            form = make_form(runs, fingerprint)
+            below = RecordStore(folder, form, room, {"model": "toy"}) if disk else None
+            arena = runs.arena(host_records * runs.run_bytes)
+            store = HostStore(form, arena, below, policy != "write_back") if host_records or below is None else below
+            self.tier = DiskTier(store, runs, memory, finish, is_shared, Always(), policy, states)
             return self.tier
 
         opened: OpenTier = open_tier
@@ -263,19 +273,12 @@ def test_namespaces_have_different_keys() -> None:
 
 
 @pytest.mark.parametrize("own", [-60, MARK + 3], ids=["image", "adapter"])
-def test_ids_of_one_process_end_what_is_kept(folder: Path, own: int) -> None:
-    """The tree's ids of images and activated adapters are one process's own."""
+def test_ids_of_which_nothing_is_known_end_what_is_kept(folder: Path, own: int) -> None:
+    """The tree's ids of images and activated adapters are one process's own (test_disk_names.py has those that are known)."""
     server = Server(folder)
     leave(server, np.array([*ids(40), own, *ids(80, 1)], np.int32), None)
     server.stop()
     assert len(Server(folder).tier.store) == 2
-
-
-def test_prefixes_of_adapters_are_not_kept(folder: Path) -> None:
-    server = Server(folder)
-    leave(server, np.array(ids(100), np.int32), (1, None))
-    server.stop()
-    assert len(Server(folder).tier.store) == 0
 
 
 def leave(server: Server, path: Int32Array, salt: Salt) -> None:
@@ -604,3 +607,65 @@ def test_a_cancelled_load_writes_nothing(folder: Path) -> None:
     load.run(store, runs)
     assert load.num_read == 0 and (worker.tokens == -1).all()
     store.close()
+
+
+# --- what others may put there -------------------------------------------------------------------------------------------------
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _noise(path: Path) -> None:
+    path.write_bytes(os.urandom(5000))
+
+
+@pytest.mark.parametrize("suffix", [".idx", ".kv"])
+@pytest.mark.parametrize("put", [_pipe, _link, _folder, _noise])
+@pytest.mark.timeout(60)
+def test_no_file_that_lies_there_holds_up_or_changes_anything(folder: Path, put: Any, suffix: str) -> None:
+    """In place of a file, and under a name of its own. What a link leads to stays as it is."""
+    prompt = ids(100)
+    fill(folder, prompt)
+    (whole,) = [path for path in stored_files(folder) if path.suffix == suffix]
+    before = Path("/etc/passwd").read_bytes()
+    put(whole.with_name(f"7{suffix}"))
+    assert Server(folder).cached(ask(prompt)) == 96
+    whole.unlink()
+    put(whole)
+    server = Server(folder)
+    assert server.cached(ask(prompt)) == 0
+    server.stop()
+    assert Path("/etc/passwd").read_bytes() == before
+    after = Server(folder)
+    assert after.cached(ask(prompt)) in (0, 96)
+    after.stop()
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_and_a_description_that_are_pipes(folder: Path) -> None:
+    fill(folder, ids(100))
+    (own,) = folder.iterdir()
+    for name in ("lock", "about.json"):
+        (own / name).unlink()
+        os.mkfifo(own / name)
+    assert folder_module.read_about(own) == {}
+    assert Server(folder).cached(ask(ids(100))) == 96
+
+
+def test_an_index_of_more_records_than_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file with holes claims them: no more are read than memory is planned for."""
+    fill(folder, ids(200))
+    monkeypatch.setattr(store_module, "MAX_RECORDS", 10)
+    server = Server(folder)
+    assert len(server.tier.store) <= 10
+    server.ask(ask(ids(200)))
+    server.stop()

@@ -54,6 +54,11 @@ def test_a_late_mask_leaves_the_others_alone() -> None:
     slow.go.set()
     wait_for_thread(filler, slow)
     slow.go.clear()
+    filler.start([2, 4], [quick[1], slow], [False] * 2)  # type: ignore[list-item]
+    masks, late = filler.finish(30)
+    assert late == [] and np.unpackbits(masks.bits[1].view(np.uint8), bitorder="little").nonzero()[0].tolist() == [ord("x")], (
+        "the mask that was late is there, however long another would take"
+    )
     filler.start([2, 4, 5], [quick[1], slow, quick[2]], [False] * 3)  # type: ignore[list-item]
     masks, late = filler.finish(0.5)
     assert masks.rows.tolist() == [2, 5] and late == [4], "then it comes last"
@@ -116,6 +121,8 @@ def test_slow_masks_are_worked_on_one_at_a_time() -> None:
         state.go.set()
         wait_for_thread(filler, state)
         state.go.clear()
+        filler.start([0], [state], [False])  # type: ignore[list-item]
+        assert filler.finish(30)[1] == [], "what was late is kept"
     filler.start([0, 1], [slow[0], quick], [False] * 2)  # type: ignore[list-item]
     assert filler.finish(0.2)[1] == [0]
     assert filler.must_wait(slow[0]) and filler.must_wait(slow[1])  # type: ignore[arg-type]

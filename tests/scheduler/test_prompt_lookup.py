@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.forward_batch import SampleSpec
-from sglang.srt.messages import TokenizedReq
+from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler import stop_regex
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import MAX_STREAK, MIN_STREAK, PromptLookup
+from sglang.srt.scheduler.speculation.proposers.repeated_text import MAX_STREAK, MIN_STREAK, PromptLookup
 from tests.scheduler import toy
 from tests.scheduler.test_invariance import check_answer, fits, workloads
 from tests.scheduler.test_overlap import AheadWorker
@@ -111,10 +111,15 @@ def circles(num: int, num_new: int = 90, **more: object) -> list[TokenizedReq]:
 
 @pytest.mark.parametrize("make_worker", [ToyWorker, AheadWorker])
 def test_text_that_repeats_itself_takes_fewer_steps(repeating: None, make_worker: type[ToyWorker]) -> None:
-    want, steps = run(circles(2), ToyWorker(), speculation=False)
-    got, fewer = run(circles(2), make_worker())
-    assert got == want and len(want[0]) == 90
-    assert fewer < 0.6 * steps
+    for more in (
+        {},
+        {"frequency_penalty": 0.1, "presence_penalty": 1.2},
+        {"repetition_penalty": 1.1, "logit_bias": {"5": 1.0}},
+    ):
+        want, steps = run(circles(2, **more), ToyWorker(), speculation=False)  # type: ignore[arg-type]
+        got, fewer = run(circles(2, **more), make_worker())  # type: ignore[arg-type]
+        assert got == want and len(want[0]) == 90
+        assert fewer < 0.6 * steps, more
 
 
 def test_it_stops_where_it_should(repeating: None) -> None:
@@ -138,8 +143,8 @@ def test_a_draft_ends_where_a_stop_expression_is_searched_elsewhere(
     assert plain == drafted == searched
 
 
-def test_many_requests_and_changed_logits_are_not_worth_it(repeating: None) -> None:
-    for reqs in (circles(8), circles(2, frequency_penalty=0.1), circles(2, logit_bias={"5": 1.0})):
+def test_many_requests_and_log_probabilities_are_not_worth_it(repeating: None) -> None:
+    for reqs in (circles(8), circles(2, logprobs=LogprobOptions(-1, 1))):
         assert run(reqs, ToyWorker())[1] == run(reqs, ToyWorker(), speculation=False)[1]
 
 

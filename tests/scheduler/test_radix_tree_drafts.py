@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
-from sglang.srt.scheduler.speculation.proposers.radix_tree import MAX_CHILDREN, TreePath
+from sglang.srt.scheduler.speculation.proposers.radix_tree import MAX_CHILDREN, NAME, TreePath
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_grammar_statistics import LOOSE
 from tests.scheduler.test_overlap import AheadWorker
@@ -74,7 +74,7 @@ def test_a_path_lives_through_splits_and_evictions(stored: list[Ids], which: int
     for ids in stored:
         tree.insert(ids)
     ids = stored[which % len(stored)]
-    path = TreePath(tree.cache, array(ids[:1]), None)
+    path, held = TreePath(tree.cache, array(ids[:1]), None), True
     for n, change in zip(range(1, len(ids)), changes, strict=False):
         if isinstance(change, int):
             tree.cache.evict(change)
@@ -82,7 +82,7 @@ def test_a_path_lives_through_splits_and_evictions(stored: list[Ids], which: int
             tree.insert(change)
         expected = path.expected(3)
         assert all(0 <= token <= 2 for token in expected)
-        held = tree.holds(ids)
+        held = held and tree.holds(ids)  # what comes back has no path
         assert path.follow(ids[n]) or not held
     tree.cache.check()
 
@@ -130,6 +130,7 @@ def test_what_was_answered_before_takes_few_steps(make_worker: type[ToyWorker], 
     steps = len(harness.worker.batches)
     assert [answer.ids for answer in harness.run(*reqs(num, num))] == expected
     assert len(harness.worker.batches) - steps <= share * steps
+    assert set(harness.scheduler._snapshot().drafts) == {NAME}
     assert harness.scheduler.check_integrity() == []
 
 
@@ -149,12 +150,9 @@ def test_not_without_a_prefix_cache_nor_across_salts_nor_when_switched_off() -> 
         (ScheduleOptions(speculation=False), (None, None)),
     ):
         harness = Harness(options=options)
-        counts = []
         for i, salt in enumerate(salts):
-            before = len(harness.worker.batches)
             harness.run(*reqs(1, i, cache_salt=salt))
-            counts.append(len(harness.worker.batches) - before)
-        assert counts[0] == counts[1]
+        assert NAME not in harness.scheduler._snapshot().drafts
 
 
 def test_an_answer_that_leaves_the_path_costs_one_draft() -> None:

@@ -132,6 +132,23 @@ def test_what_no_text_satisfies_is_refused(name: str, text: str) -> None:
     assert isinstance(compile_one(compiler_of(name), "ebnf", text).error, GrammarError)
 
 
+def test_children_end_with_a_flush_whoever_started_them() -> None:
+    """A search for stop expressions, or a text that was on its way at the last flush: their processes hold as much as an engine's tables."""
+    trials = Trials(VOCABULARY, GrammarOptions())
+    compiler = GrammarCompiler(backend_of("llguidance"), GrammarOptions(), trials)
+    try:
+        compiler.flush()
+        assert trials.idle_seconds == 0
+        trials.submit(STOP_REGEX).result(encode_trial(STOP_REGEX, "a+b"))
+        server = trials._regexes._process
+        assert server is not None and trials.idle_seconds > 0
+        compiler.flush()
+        server.wait(60)
+        assert trials.idle_seconds == 0
+    finally:
+        compiler.close()
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------------------
 
 

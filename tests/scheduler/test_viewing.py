@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sglang.srt.messages import FromScheduler, NodeView, SchedulerStats, ViewDelta, ViewReq
+from sglang.srt.machine_view import NodeView
+from sglang.srt.messages import FromScheduler, SchedulerStats, ViewDelta, ViewReq
 from sglang.srt.scheduler import viewing
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.viewing import Viewing
@@ -116,6 +118,19 @@ def test_more_nodes_than_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     tree.reset()
     deliver(view, outbox, mirror, monkeypatch)
     assert not mirror.nodes
+
+
+def test_the_state_is_told_when_it_changes_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewing, "SECONDS_BETWEEN", 0.0)
+    outbox = Outbox()
+    view = Viewing(RadixCache(lambda slots: None), outbox)
+    view.look(True)
+    for num_waiting in (3, 3, 2, 2, 0):  # aborted while they waited
+        view.report(partial(SchedulerStats, num_waiting=num_waiting))
+    assert [delta.stats.num_waiting for delta in outbox.deltas] == [3, 2, 0]
+    view.look(False)
+    view.report(lambda: SchedulerStats(num_waiting=1))
+    assert len(outbox.deltas) == 3
 
 
 class Watched(Harness):

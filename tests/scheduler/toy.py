@@ -37,6 +37,7 @@ from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.cache.disk.tier import OpenTier
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.scheduler import Scheduler
+from sglang.srt.scheduler.speculation.draft.model import DraftModel
 from sglang.srt.vocabulary import Vocabulary
 
 EOS = 259
@@ -111,6 +112,9 @@ class ToyWorker:
         self.batches: list[ForwardBatch] = []
         self.nan_rids: set[int] = set()
         self.fail_at: int | None = None
+
+    def release_kv(self) -> None:
+        """What was written stays."""
 
     def get_ready(self, num_used: int) -> bool:
         return False
@@ -190,14 +194,17 @@ class ToyRuns:
         self._arrays = (worker.tokens, worker.places)
 
     def read(self, slots: Int32Array, out: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
-        assert (slots % self.run == np.arange(self.run)).all()
+        assert (slots % self.run == np.arange(len(slots))).all()
         for row, array in zip(out.view(np.int64).reshape(2, self.run), self._arrays, strict=True):
-            row[:] = array[slots]
+            row[: len(slots)], row[len(slots) :] = array[slots], 0
 
     def write(self, slot: int, data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
         assert slot % self.run == 0
         for row, array in zip(data.view(np.int64).reshape(2, self.run), self._arrays, strict=True):
             array[slot : slot + self.run] = row
+
+    def arena(self, num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        return np.empty(num_bytes, np.uint8)
 
 
 def score(
@@ -312,6 +319,7 @@ class Harness:
         vocabulary: Vocabulary | None = VOCABULARY,
         check: bool = True,
         open_tier: OpenTier | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self.worker = worker or ToyWorker()
         self.messages: list[ToScheduler] = []
@@ -330,6 +338,7 @@ class Harness:
             self,
             trials=trials_of(vocabulary, grammar),
             open_tier=open_tier,
+            draft_model=draft_model,
         )
 
     def receive(self, timeout: float) -> list[ToScheduler]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -35,6 +36,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_adapter(folder / "called", 7, alora_invocation_tokens=CALL)
     write_adapter(folder.parent / "outside", 9)
     (folder / "link").symlink_to(folder.parent / "outside")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copytree(folder / "c", folder / f"linked-{name}")
+        (folder / f"linked-{name}" / name).unlink()
+        (folder / f"linked-{name}" / name).symlink_to(folder.parent / "outside" / name)
     return folder
 
 
@@ -118,12 +123,52 @@ def test_every_api_names_adapters(adapted: RunningServer, user: httpx.Client) ->
     backend = sgl.RuntimeEndpoint(adapted.url, api_key=USER)
     assert program.run(backend=backend)["x"] == texts["b"]
 
-    @sgl.function
-    def choice(s: Any) -> None:
-        s += TEXT + sgl.gen("x", choices=[" Paris", " Rome"])
 
-    with pytest.raises(NotImplementedError, match="choices scored by an adapter"):
-        choice.run(backend=backend, lora="b")["x"]
+def test_choices_and_labels_are_scored_by_the_adapter(adapted: RunningServer, user: httpx.Client) -> None:
+    """As /generate scores the same texts; an unknown adapter does not end the route for later choices."""
+    choices = [" Paris", " Rome", " a city", " not"]
+
+    def by_generate(adapter: str | None) -> list[float]:
+        params = {"max_new_tokens": 0, "temperature": 0}
+        body = {"text": [TEXT + choice for choice in choices], "sampling_params": params, "return_logprob": True}
+        replies = user.post("/generate", json={**body, "logprob_start_len": 0, "lora_path": adapter}).json()
+        return [reply["meta_info"]["input_token_logprobs"][-1][0] for reply in replies]
+
+    backend = sgl.RuntimeEndpoint(adapted.url, api_key=USER)
+    found, alone = {}, {}
+    for name in (None, "a", "b"):
+        body = {"text": TEXT, "choices": choices, "unconditional": True}
+        reply = user.post("/score_choices", json={**body, "lora_path": name}).json()["choices"]
+        found[name] = by_generate(name)
+        assert [one["token_logprobs"][-1][0] for one in reply] == found[name]
+        alone[name] = str([one["unconditional_token_logprobs"] for one in reply])
+    assert len(set(map(tuple, found.values()))) == len(set(alone.values())) == 3
+
+    @sgl.function
+    def in_run(s: Any) -> None:
+        s += TEXT + sgl.select("x", choices, choices_method=sgl.greedy_token_selection)
+
+    @sgl.function
+    def in_gen(s: Any, name: str) -> None:
+        s += TEXT + sgl.gen("x", choices=choices, lora=name, choices_method=sgl.token_length_normalized)
+
+    for name in ("a", "b"):
+        meta = in_gen.run("a" if name == "b" else "b", backend=backend, lora=name).get_meta_info("x")
+        other = "a" if name == "b" else "b"
+        got = [row[-1][0] for row in meta["input_token_logprobs"]]
+        assert got == found[other], "the gen's own adapter wins over the run's"
+        meta = in_run.run(backend=backend, lora=name).get_meta_info("x")
+        assert [row[-1][0] for row in meta["input_token_logprobs"]] == found[name]
+    with pytest.raises(sgl.lang.errors.RequestRefusedError, match="no adapter 'z'"):
+        in_run.run(backend=backend, lora="z")["x"]
+    assert backend._can_score_choices
+    ids = user.post("/tokenize", json={"text": " Paris"}).json()["tokens"]
+    rows = {}
+    for fields in ({}, {"model": "a"}, {"lora_path": "a"}, {"model": f"{BASE}:b"}):
+        body = {"query": TEXT, "items": "", "label_token_ids": ids[:1], **fields}
+        rows[str(fields)] = user.post("/v1/score", json=body).json()["scores"]
+    assert len({str(row) for row in rows.values()}) == 3 and rows["{'model': 'a'}"] == rows["{'lora_path': 'a'}"]
+    assert user.post("/v1/score", json={**body, "model": "caled"}).status_code == 404
 
 
 def test_models_are_listed_with_their_parent(adapted: RunningServer, user: httpx.Client) -> None:
@@ -186,12 +231,13 @@ def test_only_the_operator_loads_and_only_from_below_the_root(user: httpx.Client
     body = {"lora_name": "x", "lora_path": "c"}
     for path in ("/load_lora_adapter", "/v1/load_lora_adapter", "/unload_lora_adapter", "/v1/unload_lora_adapter"):
         assert user.post(path, json=body if "un" not in path else {"lora_name": "a"}).status_code in (401, 403)
-    outside = str(root.parent / "outside")
-    for path in ("../outside", outside, "link", "c/../../outside", "/etc", "none", "c\0", "~", ""):
+    outside, linked = str(root.parent / "outside"), [path.name for path in root.glob("linked-*")]
+    assert len(linked) == 2
+    for path in ("../outside", outside, "link", "c/../../outside", "/etc", "none", "c\0", "~", "", *linked):
         reply = admin.post("/load_lora_adapter", json={"lora_name": "x", "lora_path": path})
         assert reply.status_code == 400, path
         assert "outside" not in reply.json()["error"]["message"].replace(path, ""), path
-    for name in ("a", BASE, "default", "x:y", "", "n" * 300, "x\n"):
+    for name in ("a", BASE, "default", "x:y", "", "n" * 300, "x\n", "x ", " a"):
         assert admin.post("/load_lora_adapter", json={"lora_name": name, "lora_path": "c"}).status_code == 400, name
     assert admin.post("/unload_lora_adapter", json={"lora_name": "none"}).status_code == 404
     assert {card["id"] for card in user.get("/v1/models").json()["data"]} == {BASE, "a", "b", "called"}
@@ -215,6 +261,31 @@ def test_adapters_outlive_a_scheduler(adapted: RunningServer, user: httpx.Client
         assert running.result(60)["text"] == whole
     assert generate(user, "late", num=120)["text"] == whole
     assert admin.post("/unload_lora_adapter", json={"lora_name": "late"}).status_code == 200
+
+
+def test_unloading_is_undone_by_a_crash(adapted: RunningServer, user: httpx.Client, admin: httpx.Client) -> None:
+    """Its caller is told, the running request goes on, and the adapter can be unloaded then."""
+    assert admin.post("/load_lora_adapter", json={"lora_name": "late", "lora_path": "c"}).status_code == 200
+    whole = generate(user, "late", num=300)["text"]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        running = pool.submit(generate, user, "late", TEXT, 300)
+        time.sleep(0.1)
+        unloading = pool.submit(admin.post, "/unload_lora_adapter", json={"lora_name": "late"})
+        while generate_status(user, "late") == 200:
+            pass
+        reply = admin.post("/load_lora_adapter", json={"lora_name": "late", "lora_path": "c"})
+        assert running.done() or "is being unloaded" in reply.text
+        os.kill(adapted.scheduler(), signal.SIGKILL)
+        assert running.result(60)["text"] == whole and unloading.result(60).status_code == 503
+    assert generate(user, "late", num=10)["text"]
+    assert admin.post("/unload_lora_adapter", json={"lora_name": "late"}).status_code == 200
+    assert admin.post("/load_lora_adapter", json={"lora_name": "late", "lora_path": "c"}).status_code == 200
+    assert admin.post("/unload_lora_adapter", json={"lora_name": "late"}).status_code == 200
+
+
+def generate_status(client: httpx.Client, adapter: str) -> int:
+    params = {"max_new_tokens": 1}
+    return client.post("/generate", json={"text": TEXT, "sampling_params": params, "lora_path": adapter}).status_code
 
 
 def load_under_traffic(adapted: RunningServer, seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,16 +14,20 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
+from sglang.srt.config import HttpOptions
+from sglang.srt.process.uvicorn_server import HttpServer, uvicorn_config
 from tests.server.conftest import MakeStand, Stand
 
 HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 @asynccontextmanager
-async def serving(stand: Stand) -> AsyncIterator[int]:
+async def serving(stand: Stand, ours: bool = True) -> AsyncIterator[int]:
+    """`ours`: by our protocol, which says itself that a client has gone."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(stand.app, log_config=None, lifespan="off"))
+    plain = uvicorn.Config(stand.app, log_config=None, lifespan="off")
+    server = HttpServer(uvicorn_config(stand.app, HttpOptions(log_level="error"))) if ours else uvicorn.Server(plain)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -41,6 +46,12 @@ async def send(port: int, path: str, body: dict[str, Any]) -> tuple[asyncio.Stre
     return reader, writer
 
 
+def hang_up(writer: asyncio.StreamWriter) -> None:
+    """With a reset: a mere end may be that of a client that still reads."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 async def until(condition: Any) -> None:
     for _ in range(1000):
         if condition():
@@ -51,36 +62,59 @@ async def until(condition: Any) -> None:
 
 GENERATE = {"text": "The quick brown", "sampling_params": {"max_new_tokens": 200, "ignore_eos": True, "n": 2}}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "ignore_eos": True}
+LONG = CHAT | {"metadata": {"a": "b" * 300_000}}
+"""while so much is read, reading pauses"""
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("path", "body"), [("/generate", GENERATE), ("/v1/chat/completions", CHAT)])
-async def test_hanging_up_aborts(make_stand: MakeStand, path: str, body: dict[str, Any], stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"), [("/generate", GENERATE), ("/v1/chat/completions", CHAT), ("/v1/chat/completions", LONG)]
+)
+@pytest.mark.parametrize("ours", [True, False])
+async def test_hanging_up_aborts(make_stand: MakeStand, path: str, body: dict[str, Any], stream: bool, ours: bool) -> None:
     stand = make_stand()
-    async with serving(stand) as port:
-        if not stream:
-            stand.scheduler.paused = True
+    async with serving(stand, ours) as port:
+        stand.scheduler.paused = True
         reader, writer = await send(port, path, body | {"stream": stream})
         await until(lambda: stand.manager.num_in_flight > 0)
         if stream:
-            stand.scheduler.paused = True
+            stand.scheduler.step()
             head = await reader.readuntil(b"data: ")
             assert b"200 OK" in head
         in_flight = stand.manager.num_in_flight
         assert in_flight == (2 if path == "/generate" else 1)
-        writer.transport.abort()
+        hang_up(writer)
         await until(lambda: stand.manager.num_in_flight == 0)
         assert len(stand.scheduler.aborted) == in_flight
         stand.scheduler.paused = False
 
 
-async def test_hanging_up_before_the_first_output_aborts(make_stand: MakeStand) -> None:
+async def test_only_the_request_at_hand_is_aborted(make_stand: MakeStand) -> None:
+    """A connection whose client has left says so for the request that it waits for, not for one that was answered before."""
+    stand = make_stand()
+    async with serving(stand) as port:
+        reader, writer = await send(port, "/v1/chat/completions", CHAT | {"max_tokens": 2})
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}}")
+        stand.scheduler.paused = True
+        _, other = await send(port, "/v1/chat/completions", CHAT)
+        await until(lambda: stand.manager.num_in_flight == 1)
+        hang_up(writer)
+        await asyncio.sleep(0.05)
+        assert stand.manager.num_in_flight == 1 and not stand.scheduler.aborted
+        hang_up(other)
+        await until(lambda: stand.manager.num_in_flight == 0)
+        stand.scheduler.paused = False
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_hanging_up_before_the_first_output_aborts(make_stand: MakeStand, ours: bool) -> None:
     stand = make_stand()
     stand.scheduler.paused = True
-    async with serving(stand) as port:
+    async with serving(stand, ours) as port:
         _, writer = await send(port, "/v1/chat/completions", CHAT | {"stream": True})
         await until(lambda: stand.manager.num_in_flight == 1)
-        writer.transport.abort()
+        hang_up(writer)
         await until(lambda: stand.manager.num_in_flight == 0)
         assert len(stand.scheduler.aborted) == 1
         stand.scheduler.paused = False

@@ -94,7 +94,10 @@ def test_a_request_that_is_fetching_a_picture_is_finished(tmp_path: Path, slow: 
     assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+RARE = [pytest.param(path, marks=pytest.mark.slow) for path in ("/v1/responses", "/v1/messages")]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", *RARE])
 def test_a_request_whose_picture_does_not_come_is_told(tmp_path: Path, slow: SlowHost, path: str) -> None:
     server = start_vision(tmp_path / "log", 1)
     picture: dict[str, Any] = {"type": "image_url", "image_url": {"url": slow.url}}

@@ -39,6 +39,12 @@ def pieces_of(path: Path, text: str) -> list[str]:
             ["def", " f", "(", "x", "):", "\n", " ", " return", " ", "1", "2", "3", ",", " y"],
         ),
         ("deepseek-llm", "It costs 45 $!\n", ["It", " costs", " ", "4", "5", " $!", "\n"]),
+        (
+            "deepseek-v3",
+            "It cost 12345 $!\n _abc  x",
+            ["It", " cost", " ", "123", "45", " $!\n", " _", "abc", " ", " x"],
+        ),
+        ("glm4", "It's 12345  x", ["It", "'s", " ", "123", "45", " ", " x"]),
         ("falcon", "a 12345!? b", ["a", " ", "123", "45", "!?", " b"]),
     ],
 )

@@ -358,7 +358,7 @@ def test_no_body_makes_a_5xx(make_stand: MakeStand, path: str, strategy: st.Sear
     """And each is answered, with nothing left behind."""
     seen: dict[int, int] = {}
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def check(body: dict[str, Any]) -> None:
         status = asyncio.run(send(body))

@@ -195,7 +195,7 @@ async def test_session_names_are_those_of_one_client(shared: Stand) -> None:
         assert [m for m in shared.scheduler.received if isinstance(m, TokenizedReq)][-1].input_ids[0] == 7
         assert (await http.post("/close_session", json={"session_id": "main"}, headers=auth("kb"))).status_code == 200
         assert (await http.post("/generate", json=more, headers=auth("ka"))).status_code == 200, "the other one is still open"
-        assert (await http.post("/generate", json=more, headers=auth("kb"))).status_code == 400
+        assert (await http.post("/generate", json=more, headers=auth("kb"))).status_code == 404
 
 
 async def waiting(stand: Stand, count: int) -> None:

@@ -70,15 +70,25 @@ STEP_BY_STEP = {"disable_overlap_schedule": True, "speculative_algorithm": "none
 CIRCLES = ["1 2 3 4 5 6 1 2 3 4 5 6 1 2 3", "row, row, row your boat, row, row, row your boat, row,", *PROMPTS[1:5]]
 
 
+PENALTIES = {"presence_penalty": -0.5, "frequency_penalty": 0.1, "repetition_penalty": 0.95, "logit_bias": {"30": -1.0}}
+"""with which texts repeat themselves"""
+WAYS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 0.7},
+    {"temperature": 0, **PENALTIES},
+    {"temperature": 0.7, **PENALTIES},
+]
+
+
 @pytest.fixture(scope="module")
-def steps() -> Iterator[dict[float, list[list[int]]]]:
-    """Greedy and sampled answers of one request at a time whose every step waits for the last one."""
+def steps() -> Iterator[list[list[list[int]]]]:
+    """Greedy and sampled answers, with and without penalties, of one request at a time whose every step waits for the last one."""
     with sglang.Engine(model_path=DEFAULT_MODEL, **STEP_BY_STEP) as engine:
-        yield {t: [ids for p in CIRCLES for ids in token_ids(engine, [p], t)] for t in (0.0, 0.7)}
+        yield [[ids for p in CIRCLES for ids in token_ids(engine, [p], way)] for way in WAYS]
 
 
-def token_ids(engine: sglang.Engine, prompts: list[str], temperature: float) -> list[list[int]]:
-    params = {"temperature": temperature, "sampling_seed": 5, "max_new_tokens": 40, "ignore_eos": True}
+def token_ids(engine: sglang.Engine, prompts: list[str], way: dict[str, Any]) -> list[list[int]]:
+    params = {"sampling_seed": 5, "max_new_tokens": 40, "ignore_eos": True, **way}
     return [reply["output_ids"] for reply in engine.generate(prompts, params)]
 
 
@@ -87,13 +97,13 @@ def token_ids(engine: sglang.Engine, prompts: list[str], temperature: float) -> 
     [{}, {"threads": 1}, {"threads": 3}, {"speculative_algorithm": "none"}, {"disable_overlap_schedule": True}],
     ids=str,
 )
-def test_ahead_of_its_tokens_and_with_drafts(steps: dict[float, list[list[int]]], flags: dict[str, Any]) -> None:
+def test_ahead_of_its_tokens_and_with_drafts(steps: list[list[list[int]]], flags: dict[str, Any]) -> None:
     """Alone (where there are drafts), two at once (with the usual flags), and all (where steps only run ahead)."""
     with sglang.Engine(model_path=DEFAULT_MODEL, **flags) as engine:
-        for temperature, want in steps.items():
+        for way, want in zip(WAYS, steps, strict=True):
             for size in (1, len(CIRCLES)) if flags else (1, 2, len(CIRCLES)):
                 groups = [CIRCLES[i : i + size] for i in range(0, len(CIRCLES), size)]
-                assert [ids for group in groups for ids in token_ids(engine, group, temperature)] == want
+                assert [ids for group in groups for ids in token_ids(engine, group, way)] == want
 
 
 def test_in_a_pool_so_small_that_requests_are_retracted(alone: list[Answer]) -> None:

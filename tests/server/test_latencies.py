@@ -27,19 +27,19 @@ class Look:
     """Somebody who looks."""
 
     def __init__(self, stand: Stand, hub: LiveHub) -> None:
-        self._stand = stand
-        self._events = hub.events()
+        self._stand, self._hub = stand, hub
+        self._viewer = hub.enter()
+        self._events = hub.events(self._viewer)
 
     async def told(self) -> dict[str, Any]:
         """The latencies of the next state that the scheduler tells of."""
         coming = asyncio.ensure_future(anext(self._events))
-        await asyncio.sleep(0)  # who looks for the first time has entered
         self._stand.manager.handle(ViewDelta(True, [], [], 0, 0, [], SchedulerStats()))
         found: dict[str, Any] = json.loads((await coming)[6:])["latencies"]
         return found
 
     async def leave(self) -> None:
-        await self._events.aclose()  # type: ignore[attr-defined]
+        self._hub.leave(self._viewer)
 
 
 async def test_requests_that_end_are_measured_while_somebody_looks(make_stand: MakeStand) -> None:

@@ -171,10 +171,10 @@ def test_more_pictures_than_the_context_holds(tmp_path: Any) -> None:
         running.process.wait(30)
 
 
-RARE = [pytest.param(*mode, marks=pytest.mark.slow) for mode in ((16, 2), (8, 3), (1, 0), (16, 4), (8, 2))]
+RARE = [pytest.param(*mode, marks=pytest.mark.slow) for mode in ((16, 0), (16, 2), (8, 3), (1, 0), (16, 4), (8, 2))]
 
 
-@pytest.mark.parametrize(("bits", "colour"), [(16, 0), (16, 6), *RARE], ids=str)
+@pytest.mark.parametrize(("bits", "colour"), [(16, 6), *RARE], ids=str)
 def test_the_largest_picture_in_every_mode(vision: RunningServer, bits: int, colour: int) -> None:
     data = blank_png(8192, 8192, bits, colour)
     assert len(data) < MIB
@@ -336,7 +336,7 @@ def test_a_client_that_leaves_ends_its_fetches(vision: RunningServer) -> None:
 
 def test_a_client_that_leaves_ends_its_decoding(vision: RunningServer) -> None:
     data = many_scans(photograph(4000, 3000), 85)
-    with client(vision, timeout=1.5) as web, pytest.raises(httpx.TimeoutException):
+    with client(vision, timeout=0.6) as web, pytest.raises(httpx.TimeoutException):
         ask(web, [data], tokens=1)
     deadline = time.monotonic() + 4
     while busy_children(vision):

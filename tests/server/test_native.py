@@ -198,6 +198,55 @@ async def test_sampling_defaults_fill_gaps_but_those_of_the_native_api(
     assert (said.temperature, said.top_p) == (0.75, 0.5 if applies else 1.0)
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "boolean"}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
+
+
+@pytest.mark.parametrize(
+    ("call", "more", "applies"),
+    [
+        (CHAT, {}, True),
+        (CHAT, {"temperature": 0.5}, True),
+        (CHAT, {"temperature": 0}, False),
+        (CHAT, {"top_k": 1}, False),
+        (CHAT, {"response_format": {"type": "text"}}, True),
+        (CHAT, {"response_format": SCHEMA}, False),
+        (CHAT, {"regex": "[a-z]+"}, False),
+        (CHAT, {"tools": [TOOL], "tool_choice": "none"}, True),
+        (CHAT, {"tools": [TOOL]}, False),
+        (("/v1/completions", {"prompt": "hi", "max_tokens": 2}), {}, True),
+        (("/v1/completions", {"prompt": "hi", "max_tokens": 2}), {"temperature": 0}, False),
+        (("/v1/completions", {"prompt": "hi", "max_tokens": 2}), {"ebnf": 'root ::= "a"'}, False),
+        (("/v1/responses", {"input": "hi", "max_output_tokens": 16}), {}, True),
+        (("/v1/responses", {"input": "hi", "max_output_tokens": 16}), {"temperature": 0}, False),
+        (("/v1/messages", CHAT[1]), {}, True),
+        (("/v1/messages", CHAT[1]), {"temperature": 0}, False),
+    ],
+)
+async def test_the_models_own_penalties_are_for_free_text_that_is_sampled(
+    make_stand: MakeStand, call: tuple[str, dict[str, Any]], more: dict[str, Any], applies: bool
+) -> None:
+    """An operator's apply to all, and what a request asks for comes first."""
+    defaults = SamplingDefaults({"temperature": 0.25, "presence_penalty": 1.25, "repetition_penalty": 1.5}, "the alias")
+    stand = make_stand(sampling_defaults=defaults, preferred_sampling_params={"frequency_penalty": 0.75})
+    path, body = call
+    async with client_of(stand) as http:
+        assert (await http.post(path, json=body | more)).status_code == 200
+    sampling = stand.scheduler.received[-1].sampling  # type: ignore[union-attr]
+    assert (sampling.presence_penalty, sampling.repetition_penalty) == ((1.25, 1.5) if applies else (0.0, 1.0))
+    assert sampling.frequency_penalty == 0.75
+
+
+async def test_a_request_may_ask_for_a_penalty_where_the_models_do_not_apply(make_stand: MakeStand) -> None:
+    stand = make_stand(sampling_defaults=SamplingDefaults({"presence_penalty": 1.25}, "the alias"))
+    async with client_of(stand) as http:
+        for more in ({"temperature": 0, "presence_penalty": 0.5}, {"presence_penalty": 0}):
+            assert (await http.post(CHAT[0], json=CHAT[1] | more)).status_code == 200
+    asked = [m.sampling.presence_penalty for m in stand.scheduler.received]  # type: ignore[union-attr]
+    assert asked == [0.5, 0.0]
+
+
 async def test_preferred_sampling_params_fill_gaps(make_stand: MakeStand) -> None:
     stand = make_stand(preferred_sampling_params={"max_new_tokens": 3, "stop": "zzz", "top_k": 5})
     reply = await generate(stand, text=TEXT)

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.server.http.starting import OuterApp
 from tests.conftest import ROOT, RunningServer, free_port, start_server
 from tests.server.test_processes import wait_dead
 
@@ -168,6 +169,19 @@ def health(server: RunningServer) -> tuple[int, str] | None:
     return reply.status_code, reply.json()["status"]
 
 
+async def test_a_browser_is_shown_that_the_model_loads() -> None:
+    """A page that asks again until the real one is there; programs are told in JSON, by the same address."""
+    transport = httpx.ASGITransport(OuterApp())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in ("/", "/behind/a/proxy/"):
+            reply = await client.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+            assert reply.status_code == 503 and reply.headers["content-type"].startswith("text/html")
+            assert 'http-equiv="refresh"' in reply.text and "being loaded" in reply.text
+        for path, accept in (("/", "*/*"), ("/v1/models", "text/html"), ("/health", "text/html")):
+            reply = await client.get(path, headers={"Accept": accept})
+            assert reply.status_code == 503 and reply.json()
+
+
 def test_a_server_that_loads_says_so_and_ends_when_its_starter_does(tmp_path: Path) -> None:
     server = launch(tmp_path / "log", "--stop-with-stdin")
     seen = []
@@ -281,7 +295,7 @@ def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(tight: RunningSe
     dashboard = json.loads((ROOT / "docs/grafana/dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     queries += re.findall(r"expr: (.*)", (ROOT / "deploy/alerts.yml").read_text())
-    asked = {name for query in queries for name in re.findall(r"sglang:\w+", query)}
+    asked = {name for query in queries for name in re.findall(r"sglang:(?!gateway_)\w+", query)}  # a gateway has its own
     there = families(httpx.get(f"{tight.url}/metrics", trust_env=False).text)
     assert asked and asked <= there, asked - there
     assert {f"sglang:{name}" for name in NAMES} - {re.sub("_(bucket|sum|count)$", "", a) for a in asked} == set()

@@ -553,3 +553,32 @@ async def test_documents_are_ranked_by_their_nearness(make_stand: MakeStand, sta
     assert (await post(embedding, "/v1/rerank", query="a", documents=[])).status_code == 400
     assert (await post(embedding, "/v1/rerank", query="a", documents=["b", ""])).status_code == 400
     assert (await post(stand, "/v1/rerank", query="a", documents=["b"])).status_code == 400
+
+
+WORDS = "a word " * 2000
+REPEATED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "score": ("/v1/score", {"query": WORDS, "items": ["a"] * 4000, "label_token_ids": [5]}, "query"),
+    "score, ids": ("/v1/score", {"query": [7] * 4000, "items": [[8]] * 4000, "label_token_ids": [5]}, "query"),
+    "score, item first": (
+        "/v1/score",
+        {"query": WORDS, "items": ["a"] * 4000, "label_token_ids": [5], "item_first": True},
+        "query",
+    ),
+    "rerank": ("/v1/rerank", {"query": WORDS, "documents": ["a"] * 4000}, "query"),
+    "rerank, instruct": ("/v1/rerank", {"query": "a", "instruct": WORDS, "documents": ["a"] * 4000}, "query"),
+    "choices": ("/score_choices", {"text": WORDS, "choices": ["a"] * 4000}, "text"),
+    "choices, ids": ("/score_choices", {"input_ids": [7] * 4000, "choices": ["a"] * 4000}, "input_ids"),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+async def test_what_each_prompt_repeats_is_bounded(make_stand: MakeStand, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kilobytes would be tokenized for 20 s: refused before a token is made."""
+    path, body, field = REPEATED[name]
+    stand = make_stand(info={"context_len": 32768})
+    tokenizer = stand.manager.need_tokenizer()
+    monkeypatch.setattr(type(tokenizer), "encode_pieces", lambda *_: pytest.fail("a token was made"))
+    async with client_of(stand) as client:
+        response = await client.post(path, json=body)
+    assert response.status_code == 400
+    assert f"{field} has" in response.text and "8000000 in all" in response.text

@@ -14,6 +14,8 @@ from sglang.srt.server.parsers.pieces import CallArguments, Parser, Reasoning, T
 from sglang.srt.server.parsers.reasoning import ReasoningParser
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser
 
+pytestmark = pytest.mark.attack
+
 SIZE = 32_000
 FACTOR = 4
 MAX_RATIO = 3.0

@@ -256,6 +256,7 @@ DEBRIS: dict[str, tuple[str, ...]] = {
     "minimax_m2": (
         '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">1</parameter>@\n</invoke>@\n</minimax:tool_call>@',
     ),
+    "harmony": ('<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}@<|call|>',),
     "pythonic": ("[f(x=1)@]", "[f(x=1)]@", "<|python_start|>[f(x=1)@]<|python_end|>@"),
     "gemma": ("```tool_code\nf(x=1)@\n```", "```tool_code\nf(x=1)\n```@"),
 }

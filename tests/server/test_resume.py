@@ -421,7 +421,11 @@ def test_a_grammar_that_kills_the_scheduler_is_refused_from_then_on(poisoned: Ru
     assert post(poisoned.url, native({"regex": "[a-z]{3}"}, stream=False)[1]).status_code == 200
 
 
-@pytest.mark.parametrize(("poisoned", "token"), [("crashes", DEADLY_TOKEN), ("errors", FAILING_TOKEN)], indirect=["poisoned"])
+@pytest.mark.parametrize(
+    ("poisoned", "token"),
+    [("crashes", DEADLY_TOKEN), pytest.param("errors", FAILING_TOKEN, marks=pytest.mark.slow)],
+    indirect=["poisoned"],
+)
 def test_a_deadly_request_ends_and_the_others_do_not(poisoned: RunningServer, token: int) -> None:
     body: dict[str, Any] = {"input_ids": [5, 6, token, 7], "sampling_params": {"max_new_tokens": 5}}
     reply = among_the_innocent(poisoned, body)

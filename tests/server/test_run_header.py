@@ -33,11 +33,11 @@ async def calls_of(make_stand: MakeStand, headers: list[dict[str, str]]) -> list
     """What a viewer is told of requests with these headers."""
     stand = make_stand()
     hub = LiveHub(stand.manager)
-    events = hub.events()
+    viewer = hub.enter()
     told: list[dict[str, Any]] = []
 
     async def look() -> None:
-        async for event in events:
+        async for event in hub.events(viewer):
             if event.startswith(b"data: "):
                 data = json.loads(event[6:])
                 if "call" in data:
@@ -54,7 +54,7 @@ async def calls_of(make_stand: MakeStand, headers: list[dict[str, str]]) -> list
     await asyncio.sleep(0.05)
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)
-    await events.aclose()  # type: ignore[attr-defined]
+    hub.leave(viewer)
     assert stand.manager.records.observer is None
     return told
 

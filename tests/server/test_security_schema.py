@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import RunningServer, start_server
 from tests.server.fuzzing import spoiled
 
+pytestmark = pytest.mark.attack
+
 SKIPPED = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
 """they stop everybody else"""
 FAST, SLOW = 200, 5000

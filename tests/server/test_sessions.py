@@ -49,7 +49,7 @@ async def test_append_branch_and_replace(stand: Stand) -> None:
         assert sent(stand, "r6") == [11], "without a rid a request begins anew, and replaces everything"
         assert (await client.post("/close_session", json={"session_id": session})).status_code == 200
         body = {"input_ids": [1], "session_params": {"id": session, "rid": "r6"}}
-        assert (await client.post("/generate", json=body)).status_code == 400
+        assert (await client.post("/generate", json=body)).status_code == 404
     assert stand.manager.sessions.num_tokens == 0
 
 
@@ -128,7 +128,6 @@ async def test_a_stream_that_is_left_is_no_part_of_the_session(stand: Stand) -> 
         {"input_ids": [1], "session_params": {}},
         {"input_ids": [1], "session_params": "s"},
         {"input_ids": [1], "session_params": {"id": "s", "offset": True}},
-        {"input_ids": [1], "session_params": {"id": "nobody's"}},
     ],
 )
 async def test_what_sessions_do_not_take(stand: Stand, body: dict[str, Any]) -> None:
@@ -142,9 +141,18 @@ async def test_what_sessions_do_not_take(stand: Stand, body: dict[str, Any]) -> 
             ("/open_session", {"session_id": "x" * 300}),
             ("/open_session", {"capacity_of_str_len": -1}),
             ("/close_session", {}),
-            ("/close_session", {"session_id": "t"}),
         ):
             assert (await client.post(path, json=wrong)).status_code == 400, (path, wrong)
+
+
+async def test_a_session_that_is_not_there_is_not_found(stand: Stand) -> None:
+    async with client_of(stand) as client:
+        for path, wrong in (
+            ("/generate", {"input_ids": [1], "session_params": {"id": "nobody's"}}),
+            ("/close_session", {"session_id": "nobody's"}),
+        ):
+            reply = await client.post(path, json=wrong)
+            assert reply.status_code == 404 and "no session" in reply.json()["error"]["message"]
 
 
 async def test_a_capacity_counts_characters(stand: Stand) -> None:
@@ -180,8 +188,8 @@ async def test_a_session_belongs_to_the_key_that_opened_it(make_stand: MakeStand
     async with client_of(stand, authorization="Bearer one") as client, client_of(stand, authorization="Bearer two") as other:
         await client.post("/open_session", json={"session_id": "s"})
         body = {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}, "session_params": {"id": "s"}}
-        assert (await other.post("/generate", json=body)).status_code == 400
-        assert (await other.post("/close_session", json={"session_id": "s"})).status_code == 400
+        assert (await other.post("/generate", json=body)).status_code == 404
+        assert (await other.post("/close_session", json={"session_id": "s"})).status_code == 404
         assert (await client.post("/generate", json=body)).status_code == 200
 
 

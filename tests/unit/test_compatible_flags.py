@@ -129,6 +129,8 @@ def test_the_tables_have_each_name_once() -> None:
         ("--incremental-streaming-output", {"stream_output": True}),
         ("--schedule-heuristic fcfs", {"schedule_policy": "fcfs"}),
         ("--kv-cache-dtype bf16", {"kv_cache_dtype": "bfloat16"}),
+        ("--kv-cache-dtype fp8", {"kv_cache_dtype": "fp8_e4m3"}),
+        ("--kv-cache-dtype int8", {"kv_cache_dtype": "int8"}),
         ("--log-level INFO", {}),
         ("--log-level WARN", {"log_level": "warning"}),
         ("--dp 1 --dp-size 1 --data-parallel-size 1 --ep 1 --disaggregation-mode null", {}),
@@ -150,12 +152,12 @@ def test_other_spellings(line: str, wanted: dict[str, Any], capsys: pytest.Captu
         ("--prefill-attention-backend fa3 --decode-attention-backend fa3", {}, ["--prefill-", "--decode-"]),
         ("--cuda-graph-bs 1 2 4 8 --port 31000", {"port": 31000}, ["--cuda-graph-bs"]),
         ("--scheduler-recv-interval=10 --enable-memory-saver", {}, ["--scheduler-recv-interval", "--enable-memory-saver"]),
-        ("--speculative-num-steps 3 --speculative-eagle-topk 1", {}, ["--speculative-num-steps", "--speculative-eagle"]),
+        ("--speculative-num-steps 3 --speculative-eagle-topk 1", {"speculative_num_steps": 3}, ["--speculative-eagle"]),
         ("--enable-dp-attention --enable-ep-moe --deepep-mode auto", {}, ["--enable-dp-attention", "--enable-ep", "--deepep"]),
         ("--grammar-backend outlines", {}, ["--grammar-backend outlines"]),
         ("--tokenizer-mode slow", {}, ["--tokenizer-mode slow"]),
         ("--quantization awq_marlin", {"quantization": "awq"}, ["--quantization awq_marlin"]),
-        ("--enable-hierarchical --hicache-ratio 2", {}, ["--enable-hierarchical-cache", "--hicache-ratio"]),
+        ("--enable-lmcache --hicache-io-backend kernel", {}, ["--enable-lmcache", "--hicache-io-backend"]),
     ],
 )
 def test_lines_that_say_what_a_flag_does(
@@ -171,17 +173,15 @@ def test_lines_that_say_what_a_flag_does(
     ("line", "wanted"),
     [
         ("--dp 2", "--dp-size 2 is not possible here: one server is one replica"),
-        ("--nnodes 2 --node-rank 0", "--nnodes 2 is not possible here"),
-        ("--node-rank 1", "--node-rank 1 is not possible"),
-        ("--pp-size 4", "--tp-size"),
+        ("--pp-size 4", "there is no pipeline parallelism: --tp-size"),
         ("--cpu-offload-gb 10", "--cpu-offload-gb 10"),
         ("--uno-lora-path a", "adapters of this kind"),
         ("--lora-eviction-policy random", "invalid choice: 'random'"),
-        ("--speculative-draft-model-path x", "--speculative-algorithm NGRAM"),
+        ("--enable-multi-layer-eagle", "--speculative-draft-model-path"),
         ("--config /no/such/file.yaml", "--config /no/such/file.yaml cannot be read"),
         ("--grpc-mode", "HTTP"),
         ("--torchao-config int8wo", "--quantization int8"),
-        ("--speculative-algorithm EAGLE3", "--speculative-algorithm EAGLE3 is not possible here: no draft model"),
+        ("--speculative-algorithm EAGLE3", "--speculative-algorithm EAGLE3 is not possible here: heads that draft"),
         ("--load-format pt", "--load-format pt is not possible here"),
         ("--quantization mxfp8", "--quantization int8 or int4"),
         ("--kv-cache-dtype fp8_e5m2", "fp8_e4m3"),
@@ -236,8 +236,8 @@ def test_a_programs_own_parser(capsys: pytest.CaptureFixture[str]) -> None:
     args = parser.parse_args(words.split())
     assert args.num_prompts == 3 and args.tp_size == 2
     assert changed(ServerArgs.from_cli_args(args)) == {"tp_size": 2, "mem_fraction_static": 0.5}
-    refused = parser.parse_args(["--nnodes", "2"])
-    with pytest.raises(ConfigError, match="--nnodes 2"):
+    refused = parser.parse_args(["--pp-size", "2"])
+    with pytest.raises(ConfigError, match="--pp-size 2"):
         ServerArgs.from_cli_args(refused)
     assert changed(ServerArgs.from_cli_args(argparse.Namespace(model="m", tp=3, mine=1))) == {"model_path": "m", "tp_size": 3}
     assert changed(prepare_server_args(["--tp", "2"])) == {"tp_size": 2}

@@ -96,7 +96,7 @@ def test_every_flag_is_read_from_a_file_and_from_the_environment(tmp_path: Path,
         ("a: " + "[" * 40, 1, "nested"),
         ("max-body-bytes: much\n", 1, "64MiB or 2G"),
         ("<<: {port: 3}\n", 1, "unknown flag <<"),
-        ("nnodes: 2\n", 1, "not possible here"),
+        ("pp-size: 2\n", 1, "not possible here"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_line(

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from sglang.cluster.model_list import ServedModel, write_flags
+from sglang.cluster.model_list import ServedModel, write_flags, write_private
 from sglang.cluster.upstream import Address, Upstream, UpstreamLost
 from sglang.common.server_process import descendants, how_it_ended
+from sglang.srt.server.http.auth import TOKEN_HEADER
+
+logger = logging.getLogger("sglang")
 
 PREFIX = "SGLANG_"
 LAST_SECONDS = 12.0
@@ -22,6 +27,8 @@ LAST_SECONDS = 12.0
 POLL_SECONDS = 0.05
 PLAN_SECONDS = 120.0
 MAX_LINE = 2000
+ASK_SECONDS, ANSWER_SECONDS, MAX_SILENCES = 5.0, 15.0, 3
+"""a server is asked so often whether it answers, has so long for that, and is killed when it did not so many times together"""
 
 
 class LoadFailed(Exception):
@@ -31,21 +38,52 @@ class LoadFailed(Exception):
 class Child:
     """The server of a model: `number` tells it from those of the same model before it. `folder`: private, with the files of keys."""
 
-    def __init__(self, model: ServedModel, folder: Path, number: int, more: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        folder: Path,
+        number: int,
+        more: dict[str, Any],
+        listener: socket.socket | None = None,
+        token: str = "",
+    ) -> None:
+        """`listener`: for one that is reached by TCP; then `token` is what its requests have to bring."""
         self.model = model
+        self._listener = listener
         self._config = folder / f"{number}.yaml"
         self._socket = folder / f"{number}.sock"
-        self._flags = {**model.flags, **more, "served_model_name": model.name, "uds": str(self._socket)}
-        self.upstream = Upstream(Address(path=str(self._socket)))
+        self._flags = {**model.flags, **more, "served_model_name": model.name}
+        if listener is None:
+            self._flags["uds"] = str(self._socket)
+            self.upstream = Upstream(Address(path=str(self._socket)))
+        else:
+            host, port = listener.getsockname()[:2]
+            token_file = folder / f"{number}.token"
+            write_private(token_file, token)
+            self._flags |= {"listen_fd": str(listener.fileno()), "gateway_token_file": str(token_file)}
+            self.upstream = Upstream(Address(host=host, port=port), [(TOKEN_HEADER, token.encode())])
         self.info: dict[str, Any] = {}
         """what /get_server_info says of the model"""
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._error = ""
+
+    @property
+    def replica(self) -> str:
+        return ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for servers that compute the same bits."""
+        return str(self.info.get("fingerprint", ""))
 
     @property
     def pid(self) -> int:
         return self._process.pid if self._process is not None else 0
+
+    def heard(self, num_outputs: int) -> None:
+        """So many outputs of an answer have come: nothing is chosen by that here."""
 
     async def start(self, reserved: int) -> None:
         """Returns when it takes requests. `reserved`: bytes of memory that are free now and that others are going to take. Raises
@@ -58,19 +96,34 @@ class Child:
             *command,
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=child_environment(),
             start_new_session=True,
+            pass_fds=() if self._listener is None else (self._listener.fileno(),),
         )
         self._reading = asyncio.create_task(self._read_log())
+        ended = asyncio.ensure_future(self._process.wait())
         try:
-            while not await self._is_ready():
-                if self._process.returncode is not None:
+            while not await self._is_ready_before(ended):
+                if ended.done():
                     await self._reading
-                    raise LoadFailed(self._error or f"its server {how_it_ended(self._process.returncode)}")
-                await asyncio.sleep(POLL_SECONDS)
+                    raise LoadFailed(self._error or f"its server {how_it_ended(ended.result())}")
+                await asyncio.wait({ended}, timeout=POLL_SECONDS)
         except asyncio.CancelledError:
             await self.stop()
             raise
+        finally:
+            ended.cancel()
+        self._watching = asyncio.create_task(self._end_silent())
+
+    async def _is_ready_before(self, ended: asyncio.Future[int]) -> bool:
+        """Where its address is open in this process too, nobody answers for a server that has ended, nor refuses."""
+        asking = asyncio.ensure_future(self._is_ready())
+        first: list[asyncio.Future[Any]] = [asking, ended]
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            return asking.done() and asking.result()
+        finally:
+            asking.cancel()
 
     async def _is_ready(self) -> bool:
         """Asks at most one thing: a server that loads answers 503."""
@@ -103,10 +156,29 @@ class Child:
                 sys.stderr.buffer.write(mark + line + b"\n")
             sys.stderr.buffer.flush()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.returncode is not None
+
     async def wait(self) -> str:
         """Until it has ended: how, in words."""
         assert self._process is not None
         return how_it_ended(await self._process.wait())
+
+    async def _end_silent(self) -> None:
+        """Kills it when it does not answer any more, whatever holds it: what waits for it goes on with another one."""
+        silences = 0
+        while silences < MAX_SILENCES and not self.has_ended:
+            await asyncio.sleep(ASK_SECONDS)
+            try:
+                with contextlib.suppress(UpstreamLost):
+                    await asyncio.wait_for(self.upstream.ask("GET", "/health"), ANSWER_SECONDS)
+                silences = 0
+            except asyncio.TimeoutError:
+                silences += 1
+        if self._process is not None and not self.has_ended:
+            logger.error("The server of %s does not answer any more, and is killed.", self.model.name)
+            self._process.kill()
 
     def reload(self) -> None:
         """Lets it read its keys again."""
@@ -121,6 +193,8 @@ class Child:
     async def stop(self) -> None:
         """Lets it end: its requests have had their time, so that only one that hangs is killed."""
         process = self._process
+        if self._watching is not None:
+            self._watching.cancel()
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
@@ -145,7 +219,7 @@ async def planned_bytes(model: ServedModel, folder: Path) -> int:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=_environment(),
+        env=child_environment(),
         start_new_session=True,
     )
     try:
@@ -161,7 +235,7 @@ async def planned_bytes(model: ServedModel, folder: Path) -> int:
     return int(json.loads(out)["bytes"])
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Without the flags of the gateway, which are in the child's file where they concern it."""
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 

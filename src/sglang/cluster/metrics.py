@@ -19,6 +19,9 @@ class GatewayMetrics:
         self._retries = Counter(
             "sglang:gateway_retries", "Requests sent again, since their server had died", label, registry=self._registry
         )
+        self._resumed = Counter(
+            "sglang:gateway_resumed", "Streams that another server went on with", label, registry=self._registry
+        )
         self._running = Gauge("sglang:gateway_running_requests", "Requests handed on now", label, registry=self._registry)
         self._loaded = Gauge("sglang:gateway_loaded", "Whether the model is in memory", label, registry=self._registry)
         self._memory = Gauge("sglang:gateway_memory_bytes", "Memory of the model's server", label, registry=self._registry)
@@ -32,12 +35,31 @@ class GatewayMetrics:
     def retried(self, name: str) -> None:
         self._retries.labels(name).inc()
 
+    def resumed(self, name: str, count: int) -> None:
+        if count:
+            self._resumed.labels(name).inc(count)
+
     def render(self, states: Iterable[dict[str, Any]]) -> str:
         """`states`: of all models, as /models shows them."""
         for state in states:
             self._loaded.labels(state["name"]).set(state["state"] == "ready")
             self._memory.labels(state["name"]).set(state.get("memory_bytes", 0))
         return generate_latest(self._registry).decode()
+
+
+def labelled_metrics(text: str, replica: str) -> str:
+    """The samples of one replica of several: with its name, so that no two samples are of the same series."""
+    lines = []
+    for line in text.splitlines():
+        name, brace, rest = line.partition("{")
+        if not line or line.startswith("#"):
+            lines.append(line)
+        elif brace:
+            lines.append(f'{name}{{replica="{replica}",{rest}')
+        else:
+            name, _, value = line.partition(" ")
+            lines.append(f'{name}{{replica="{replica}"}} {value}')
+    return "\n".join(lines) + "\n"
 
 
 def joined_metrics(texts: Iterable[str]) -> str:

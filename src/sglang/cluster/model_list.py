@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -34,7 +35,9 @@ OF_THE_GATEWAY = frozenset(
         *("models", "max_loaded", "keep_alive", "model_path", "served_model_name", "host", "port", "uds", "root_path"),
         *("ssl_certfile", "ssl_keyfile", "ssl_keyfile_password", "ssl_keyfile_password_file"),
         *("api_key", "api_key_file", "admin_api_key", "admin_api_key_file"),
-        *("cors_origins", "allowed_hosts", "stop_with_stdin", "behind_gateway"),
+        *("batch_dir", "batch_disk", "max_batch_file_bytes", "max_batch_requests", "batch_window"),
+        *("cors_origins", "allowed_hosts", "stop_with_stdin", "behind_gateway", "listen_fd", "gateway_token_file"),
+        *("ray", "max_replicas", "target_requests", "replica_idle", "replica_cpus", "replica_wait"),
     }
 )
 """flags that the server of one model has no part in, or is told otherwise"""
@@ -56,7 +59,7 @@ class ServedModel:
 
 def list_models(args: ServerArgs, named: Mapping[str, str]) -> list[ServedModel]:
     """All models, those of the file first. `named`: paths by name, of the command line. Raises ConfigError for what cannot be served."""
-    common = _common_flags(args)
+    common = common_flags(args)
     models: dict[str, ServedModel] = {}
     for name, lines in _entries(args.models, named):
         if name in models:
@@ -100,8 +103,7 @@ def _model(name: str, lines: Sequence[Given], common: dict[str, Any], keep_alive
     own = {given.name.lower().replace("_", "-"): given for given in lines}
     preload = _truth(own.pop("preload", None))
     limit = own.pop("keep-alive", None)
-    args = read_lines(list(own.values()), "sglang serve")
-    given = {f.name for f in dataclasses.fields(args) if getattr(args, f.name) != f.default}
+    args, given = read_lines(list(own.values()), "sglang serve")
     if "model_path" not in given:
         raise ConfigError(f"{lines[0].where if lines else name}: {name} has no model-path")
     for flag in sorted(given & OF_THE_GATEWAY - {"model_path"}):
@@ -129,7 +131,7 @@ def _seconds(given: Given) -> float:
     return seconds
 
 
-def _common_flags(args: ServerArgs) -> dict[str, Any]:
+def common_flags(args: ServerArgs) -> dict[str, Any]:
     """What the command line gives to all models."""
     values = {f.name: (getattr(args, f.name), f.default) for f in dataclasses.fields(args)}
     return {
@@ -146,5 +148,10 @@ def _written(value: Any) -> str:
 def write_flags(path: str, flags: Mapping[str, Any]) -> None:
     """A file of --config that only the user can read."""
     text = yaml.safe_dump({option(name)[2:]: value for name, value in flags.items()}, default_flow_style=False)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    write_private(path, text)
+
+
+def write_private(path: str | Path, text: str) -> None:
+    """A file that only the user can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)

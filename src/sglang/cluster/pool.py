@@ -14,12 +14,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
 from sglang.cluster.child import Child, LoadFailed, planned_bytes
 from sglang.cluster.model_list import ServedModel
+from sglang.cluster.route_key import RouteKey
 from sglang.srt.errors import EngineDeadError, OverloadError
 from sglang.srt.model.capacity import GIB, host_memory
 
@@ -50,9 +51,10 @@ class Run:
         self.num_leases += 1
         self._unused.clear()
 
-    def give_back(self) -> None:
+    def give_back(self, is_use: bool) -> None:
         self.num_leases -= 1
-        self.last_used = time.monotonic()
+        if is_use:
+            self.last_used = time.monotonic()
         if not self.num_leases:
             self._unused.set()
 
@@ -88,6 +90,8 @@ class ModelPool:
     """Owner of all runs. `folder`: private. `more`: flags that all servers get besides their model's. Everything happens on one event
     loop."""
 
+    wants_key = False
+
     def __init__(self, models: list[ServedModel], folder: Path, more: dict[str, Any], max_loaded: int | None) -> None:
         self.entries = {model.name: Entry(model) for model in models}
         self._folder = folder
@@ -115,19 +119,38 @@ class ModelPool:
                 async with self.lease(entry.model.name):
                     pass
 
+    def replicas(self) -> list[str]:
+        """There is one of each model."""
+        return []
+
+    def leases(self, is_use: bool = True) -> list[contextlib.AbstractAsyncContextManager[Child]]:
+        """One of each server in memory."""
+        return [self.lease(entry.model.name, is_use=is_use) for entry in self.loaded()]
+
     @contextlib.asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Child]:
-        """The server of a model, which stays until the request ends. Loads the model if need be. Raises OverloadError for one that
-        cannot be loaded now."""
+    async def lease(
+        self,
+        name: str,
+        key: RouteKey | None = None,
+        fingerprint: str = "",
+        is_use: bool = True,
+        replica: str | None = None,
+        lost: Collection[str] = (),
+    ) -> AsyncIterator[Child]:
+        """The server of a model, which stays until the request ends. Loads the model if need be. `fingerprint`: of the server that began
+        the answer, if one did. `is_use`: whether it then stays in memory for longer. `replica`, `lost`: there is one only. Raises
+        OverloadError for one that cannot be loaded now, EngineDeadError for one that computes other bits."""
         entry = self.entries[name]
         run = self._run_of(entry)
         run.take()
         try:
             if not run.is_ready:
                 await self._loaded(entry, run)
+            if fingerprint not in ("", run.child.fingerprint):
+                raise EngineDeadError(f"the files of {name!r} have changed since this answer began")
             yield run.child
         finally:
-            run.give_back()
+            run.give_back(is_use)
             self._set_timer(entry)
 
     async def _loaded(self, entry: Entry, run: Run) -> None:
@@ -231,13 +254,14 @@ class ModelPool:
         self._forget(entry, run)
 
     def _set_timer(self, entry: Entry) -> None:
-        """It begins anew with the end of each request."""
+        """It begins anew with the end of each use."""
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
         run = entry.run
         if run is not None and entry.model.keep_alive is not None and not run.num_leases and run.is_ready:
-            entry.timer = asyncio.get_running_loop().call_later(entry.model.keep_alive, self._expire, entry, run)
+            left = max(entry.model.keep_alive - (time.monotonic() - run.last_used), 0.0)
+            entry.timer = asyncio.get_running_loop().call_later(left, self._expire, entry, run)
 
     def _expire(self, entry: Entry, run: Run) -> None:
         if entry.run is run and not run.num_leases and not self._is_closing:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import signal
 import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +25,45 @@ from sglang.cluster.child import LAST_SECONDS as CHILD_SECONDS
 from sglang.cluster.child import LoadFailed
 from sglang.cluster.gateway import Effects, Gateway
 from sglang.cluster.metrics import GatewayMetrics
-from sglang.cluster.model_list import ServedModel
+from sglang.cluster.model_list import ServedModel, write_private
 from sglang.cluster.pool import ModelPool
+from sglang.cluster.servers import Servers
+from sglang.cluster.upstream import Headers
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import ConfigError
 from sglang.srt.process.ending import LastResort, has_terminal, when_stdin_ends
 from sglang.srt.process.endpoint import close_endpoint, open_endpoint, renew_certificate, tls_context
+from sglang.srt.process.heap import limit_arenas
 from sglang.srt.process.logs import configure_access_log, configure_logging
 from sglang.srt.process.secret_values import hide_secrets
 from sglang.srt.process.uvicorn_server import (
     LAST_SECONDS,
     HttpServer,
-    limit_arenas,
     raise_file_limit,
     uvicorn_config,
 )
+from sglang.srt.server.http.app import upload_limits
 from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
 from sglang.srt.server.http.keys import KeyRing
 from sglang.srt.server.http.starting import OuterApp, RootPath
+from sglang.srt.server.openai.batches.batch_runner import BatchRunner
+from sglang.srt.server.openai.batches.row_calls import RowCalls
 from sglang.srt.server_args import ServerArgs
 
 logger = logging.getLogger("sglang")
 
 
+MakePool = Callable[[Path, dict[str, Any]], Servers]
+"""of a private folder, and flags that all servers get"""
+
+
 def serve_models(args: ServerArgs, models: list[ServedModel], on_ready: Callable[[], None] | None = None) -> None:
+    """Serves several models on this machine until Ctrl-C or SIGTERM. Raises SglangError when it cannot start."""
+    serve_pool(args, lambda folder, more: ModelPool(models, folder, more, args.max_loaded), on_ready)
+
+
+def serve_pool(args: ServerArgs, make_pool: MakePool, on_ready: Callable[[], None] | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM. Raises SglangError when it cannot start."""
     configure_logging(args.log_level, args.log_level_http, args.log_format)
     configure_access_log(args.log_level_http or args.log_level, args.log_format)
@@ -65,7 +78,7 @@ def serve_models(args: ServerArgs, models: list[ServedModel], on_ready: Callable
     raise_file_limit()
     limit_arenas()
     try:
-        serving = Serving(args, http, models, folder, listener, tls, last_resort, on_ready)
+        serving = Serving(args, http, make_pool, folder, listener, tls, last_resort, on_ready)
         uvloop.run(serving.run())
     finally:
         last_resort.disarm()
@@ -90,14 +103,18 @@ class KeyFiles:
             flags["admin_api_key_file"] = str(self._admin)
         return flags
 
+    def operator(self) -> Headers:
+        """With which the servers know who asks."""
+        path = next((path for path in (self._admin, self._keys) if path.exists()), None)
+        return [] if path is None else [(b"authorization", b"Bearer " + path.read_bytes().splitlines()[0])]
+
 
 def _write_private(path: Path, lines: list[str]) -> None:
     for line in lines:
         if line.startswith("#"):
             raise ConfigError("an API key begins with #, which marks comments in files of keys: choose another key")
     new = path.with_suffix(".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    write_private(new, "\n".join(lines) + "\n")
     new.replace(path)
 
 
@@ -108,7 +125,7 @@ class Serving:
         self,
         args: ServerArgs,
         http: HttpOptions,
-        models: list[ServedModel],
+        make_pool: MakePool,
         folder: Path,
         listener: socket.socket,
         tls: ssl.SSLContext | None,
@@ -121,14 +138,18 @@ class Serving:
         more: dict[str, Any] = {**self._key_files.write(http), "drain_seconds": "0"}  # requests have had their time here
         more["host"] = http.host  # it decides who may look at the machine
         more["random_seed"] = str(http.random_seed)  # a server that is restarted samples as the one before
-        self._pool = ModelPool(models, folder, more, args.max_loaded)
-        self._gateway = Gateway(self._pool, GatewayMetrics(), http.page)
+        self._pool = make_pool(folder, more)
+        options = args.batch_options()
+        self._batches = BatchRunner(options) if options is not None else None
+        self._gateway = Gateway(self._pool, GatewayMetrics(), http.page, self._batches, self._key_files.operator)
         self._keys = KeyRing(http.api_keys, http.admin_api_key)
+        if self._batches is not None:
+            self._batches.calls = RowCalls(self._gateway, self._headers_of)
+        self._batching: asyncio.Task[None] | None = None
         self._outer = OuterApp()
-        self._outer.app = guarded(self._gateway, http, self._keys)
+        self._outer.app = guarded(self._gateway, http, self._keys, upload_limits(self._batches))
         self._http = HttpServer(uvicorn_config(RootPath(self._outer, http.root_path), http), tls)
         self._draining: asyncio.Task[None] | None = None
-        self._has_failed = False
 
     async def run(self) -> None:
         """Serves until a signal. Raises ConfigError if a model that is to be there from the start cannot be loaded."""
@@ -143,6 +164,8 @@ class Serving:
             await serving
         finally:
             loading.cancel()
+            if self._batches is not None:
+                await self._end_batches(self._batches)
             await self._pool.close()
             for number, before in handlers.items():
                 signal.signal(number, before)
@@ -156,9 +179,24 @@ class Serving:
             raise ConfigError(str(error)) from error
         while not self._http.started:
             await asyncio.sleep(0.01)
+        if self._batches is not None:
+            self._batching = asyncio.ensure_future(self._batches.run())
         logger.info("The server is fired up and ready to roll!")
         if self._on_ready is not None:
             self._on_ready()
+
+    def _headers_of(self, owner: str) -> list[tuple[bytes, bytes]] | None:
+        """With which a request of a batch is its owner's."""
+        key = self._keys.key_of(owner)
+        if key is None:
+            return None
+        return [(b"authorization", b"Bearer " + key)] if key else []
+
+    async def _end_batches(self, batches: BatchRunner) -> None:
+        if self._batching is not None:
+            self._batching.cancel()
+            await asyncio.gather(self._batching, return_exceptions=True)
+        batches.close()
 
     # --- signals ------------------------------------------------------------------------------------------------------------
 
@@ -197,6 +235,8 @@ class Serving:
             seconds = self._options.drain_seconds
             logger.info("Shutting down: running requests have %g s to finish; press Ctrl-C again to stop at once.", seconds)
             self._gateway.begin_drain()
+            if self._batching is not None:
+                self._batching.cancel()
             self._draining = asyncio.ensure_future(self._drain(seconds))
         else:
             self._http.should_exit = self._http.force_exit = True
@@ -215,9 +255,9 @@ class Serving:
         self._http.should_exit = True
 
 
-def guarded(gateway: Gateway, http: HttpOptions, keys: KeyRing) -> ASGIApp:
-    """What a server of one model checks before it reads a body (server/http/app.py)."""
-    app: ASGIApp = BodyLimit(gateway, max_bytes=http.max_body_bytes)
+def guarded(gateway: Gateway, http: HttpOptions, keys: KeyRing, limits: Mapping[str, int]) -> ASGIApp:
+    """What a server of one model checks before it reads a body (server/http/app.py). `limits`: of sizes, by path."""
+    app: ASGIApp = BodyLimit(gateway, max_bytes=http.max_body_bytes, others=limits)
     app = RequestScopes(app)
     if http.api_keys or http.admin_api_key is not None:
         app = ApiKeys(app, keys=keys, open_paths=gateway.open_paths)

@@ -64,7 +64,6 @@ class _Connection(asyncio.Protocol):
         self._is_reading = True
         self.is_complete = False
         self.has_heard = False
-        self._has_body = True
 
     # --- the transport ------------------------------------------------------------------------------------------------------
 
@@ -171,11 +170,14 @@ class Exchange:
         self._connection: _Connection | None = None
         self._is_closed = False
         self._is_bare = False
+        self.was_sent = False
+        """whether the server may have seen the request"""
 
     async def send(self, method: str, target: bytes, headers: Headers, body: Iterable[bytes | bytearray] = ()) -> Head:
         """Sends a request, with the headers as they are and the length of its body among them. Returns the head of its answer. Raises
         UpstreamLost."""
         self._is_bare = method == "HEAD"
+        self.was_sent = False
         pieces = list(body)
         while True:
             connection = await self._connect()
@@ -183,7 +185,8 @@ class Exchange:
                 connection.close()
                 raise UpstreamLost
             is_used = connection.num_requests > 0
-            await connection.write(_head(method, target, headers, pieces), pieces)
+            self.was_sent = True
+            await connection.write(_head(method, target, headers + self._upstream.headers, pieces), pieces)
             while connection.head is None and not connection.is_lost and not self._is_closed:
                 await connection.wait()
             if connection.head is not None:
@@ -191,12 +194,14 @@ class Exchange:
             connection.close()
             if self._is_closed or not is_used or connection.has_heard:
                 raise UpstreamLost
+            self.was_sent = False
             # the server closed a connection that was idle at the moment when this request was sent: that one never saw it
 
     async def read(self) -> bytes:
         """The next bytes of the answer's body; none at its end. Raises UpstreamLost."""
         connection = self._connection
-        assert connection is not None
+        if connection is None:  # closed meanwhile: the client has left
+            raise UpstreamLost
         while not connection.pieces:
             if connection.is_complete or self._is_bare:
                 return b""
@@ -236,8 +241,10 @@ def _head(method: str, target: bytes, headers: Headers, body: list[bytes | bytea
 class Upstream:
     """The connections to one server. Everything happens on one event loop."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, headers: Headers | None = None) -> None:
+        """`headers`: that every request gets besides its own."""
         self._address = address
+        self.headers = headers or []
         self._idle: list[_Connection] = []
 
     def exchange(self) -> Exchange:

@@ -1,8 +1,5 @@
 """`sglang batch -i requests.jsonl -o answers.jsonl`: runs a file of requests, in OpenAI's batch format, and can go on where it was stopped.
 
-    input   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
-    output  {"id": ..., "custom_id": "a", "response": {"status_code": 200, "request_id": ..., "body": {...}}, "error": null}
-
 Answers are written as they come. Those that the output has already are not asked for again; a line that was cut short is. Requests that name
 no seed get one from their custom_id, so that a run that was stopped ends with the answers of one that was not. Requests are sent sorted by
 their text, which brings those with a common prefix together.
@@ -10,41 +7,26 @@ their text, which brings those with a common prefix together.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 import httpx
 
 from sglang.commands.arguments import CommandError, Parser, add_server_choice
 from sglang.commands.connection import Connection, connect
+from sglang.common.batch_lines import BadLine, Checker, Item, body_of, parse_line, read_lines
+from sglang.common.batch_run import NoAnswer, answer_row, run_window
+from sglang.common.install import needs_extra
 
 PROG = "sglang batch"
-SEEDED = frozenset({"/v1/chat/completions", "/v1/completions"})
-ENDPOINTS = SEEDED | {"/v1/responses", "/v1/embeddings", "/v1/score", "/v1/rerank"}
-MAX_TRIES = 5
-BUSY = frozenset({408, 429, 502, 503, 504})
-"""statuses after which a request is sent again"""
-DIGEST_BYTES = 8
-
-
-@dataclass(frozen=True)
-class Item:
-    """One line of the input. It is read again when it is sent: `start` and `size` are its place in the file. `key`: sorts those with a
-    common prefix together."""
-
-    custom_id: str
-    start: int
-    size: int
-    key: bytes
+JSON = {"content-type": "application/json"}
 
 
 def batch(argv: list[str]) -> int:
@@ -55,12 +37,22 @@ def batch(argv: list[str]) -> int:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="answers, one JSON object a line, as they come")
     parser.add_argument("--window", type=int, default=64, metavar="N", help="requests in flight (default: 64)")
     add_server_choice(parser)
+    group = parser.add_argument_group("Ray", "servers of MODEL where Ray has room for them, each with its part of the file")
+    group.add_argument("--ray", metavar="ADDRESS", help="auto, or the address of a cluster, such as 10.0.0.1:6379")
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="with --ray: servers (default: 1)")
+    group.add_argument("--worker-cpus", type=float, default=1.0, metavar="C", help="with --ray: CPUs of each (default: 1)")
     parser.end_with("-i requests.jsonl -o answers.jsonl", "./model.gguf -i requests.jsonl -o answers.jsonl -- --threads 8")
     args, serve_flags = parser.parse_split(argv)
     if not 1 <= args.window <= 4096:
         parser.error(f"--window must be between 1 and 4096, got {args.window}")
     if args.model is not None and args.url is not None:
         parser.error("MODEL and --url are both given: leave one out")
+    if args.ray is not None and args.url is not None:
+        parser.error("--ray and --url are both given: leave one out")
+    if not 1 <= args.workers <= 1024 or not 0 < args.worker_cpus <= 1024:
+        parser.error(
+            f"--workers must be between 1 and 1024, and --worker-cpus above 0, got {args.workers} and {args.worker_cpus}"
+        )
     items, endpoint = read_items(Path(args.input))
     with _alone(Path(args.output)) as output:
         done = read_done(output)
@@ -69,14 +61,18 @@ def batch(argv: list[str]) -> int:
             print(f"{PROG}: {len(items) - len(left)} of {len(items)} requests have their answers", file=sys.stderr)
         if not left:
             return 0
-        with connect(args, args.model, serve_flags, PROG) as connection:
-            runner = Runner(connection, endpoint, Path(args.input), output, args.window)
-            num_failed = asyncio.run(runner.run(left, len(items)))
-    if runner.error:
-        print(f"{PROG}: some requests had no answer ({runner.error}): run this again", file=sys.stderr)
-    elif num_failed:
-        print(f"{PROG}: {num_failed} of {len(items)} requests failed; their lines have the error", file=sys.stderr)
-    return 1 if num_failed else 0
+        source, answers = Source(Path(args.input), endpoint), Answers(output, len(left), len(items))
+        with contextlib.closing(source), contextlib.closing(answers):
+            if args.ray is not None:
+                run_on_ray(args, serve_flags, source, left, answers)
+            else:
+                with connect(args, args.model, serve_flags, PROG) as connection:
+                    asyncio.run(run_on_server(connection, source, left, answers, args.window))
+    if answers.error:
+        print(f"{PROG}: some requests had no answer ({answers.error}): run this again", file=sys.stderr)
+    elif answers.num_failed:
+        print(f"{PROG}: {answers.num_failed} of {len(items)} requests failed; their lines have the error", file=sys.stderr)
+    return 1 if answers.num_failed else 0
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
@@ -84,63 +80,17 @@ def batch(argv: list[str]) -> int:
 
 def read_items(path: Path) -> tuple[list[Item], str]:
     """The requests of a file, and the endpoint of all of them. Raises CommandError for a line that is none."""
-    items: list[Item] = []
-    seen: dict[str, int] = {}
-    endpoint = ""
+    checker = Checker()
     try:
         with path.open("rb") as file:
-            start = 0
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    request = _parse(where, line)
-                    endpoint = endpoint or request["url"]
-                    _check(where, request, endpoint, seen)
-                    seen[request["custom_id"]] = number
-                    key = json.dumps([request["body"].get("model"), _text_of(request["body"])]).encode()[:4096]
-                    items.append(Item(request["custom_id"], start, len(line), key))
-                start += len(line)
+            items = [checker.item(number, start, line, parse_line(number, line)) for number, start, line in read_lines(file)]
+    except BadLine as error:
+        raise CommandError(f"{path}, line {error.line}: {error}") from error
     except OSError as error:
         raise CommandError(f"--input {path} cannot be read: {error.strerror}") from error
     if not items:
         raise CommandError(f"--input {path} has no requests")
-    return items, endpoint
-
-
-def _parse(where: str, line: bytes) -> dict[str, Any]:
-    try:
-        request = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CommandError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(request, dict):
-        raise CommandError(f"{where}: a JSON object is expected")
-    return request
-
-
-def _check(where: str, request: dict[str, Any], endpoint: str, seen: dict[str, int]) -> None:
-    """Raises CommandError for a request that cannot be run."""
-    unknown = request.keys() - {"custom_id", "method", "url", "body"}
-    if unknown:
-        raise CommandError(f"{where}: unknown field {min(unknown)[:100]!r}: custom_id, method, url and body are read")
-    name, url, body = request.get("custom_id"), request.get("url"), request.get("body")
-    if not isinstance(name, str) or not name or len(name) > 512:
-        raise CommandError(f"{where}: custom_id must be a string of 1 to 512 characters")
-    if name in seen:
-        raise CommandError(f"{where}: custom_id {name[:100]!r} is there a second time; the first is line {seen[name]}")
-    if request.get("method") != "POST":
-        raise CommandError(f"{where}: method must be POST")
-    if not isinstance(url, str) or url not in ENDPOINTS:
-        raise CommandError(f"{where}: url must be one of {', '.join(sorted(ENDPOINTS))}")
-    if url != endpoint:
-        raise CommandError(f"{where}: url is {url}, and {endpoint} before: a batch has one endpoint")
-    if not isinstance(body, dict):
-        raise CommandError(f"{where}: body must be a JSON object")
-    if body.get("stream"):
-        raise CommandError(f"{where}: body.stream: answers of a batch are not streamed")
-
-
-def _text_of(body: dict[str, Any]) -> Any:
-    return body.get("messages") or body.get("prompt") or body.get("input")
+    return items, checker.endpoint
 
 
 @contextlib.contextmanager
@@ -184,81 +134,91 @@ def read_done(output: IO[bytes]) -> set[str]:
 # --- running ----------------------------------------------------------------------------------------------------------------
 
 
-class Runner:
-    """Sends requests, a window of them at a time, and writes their answers."""
+class Answers:
+    """Writes answers, each at once and whole: a run that is killed leaves whole lines but for the last. A request that had none is left
+    to the next run. `total`: requests of the file; `left`: those that are asked for."""
 
-    def __init__(self, connection: Connection, endpoint: str, source: Path, output: IO[bytes], window: int) -> None:
-        self._address = connection.address
-        self._endpoint = endpoint
-        self._source = source.open("rb")
+    def __init__(self, output: IO[bytes], left: int, total: int) -> None:
+        from tqdm import tqdm
+
         self._output = output
-        self._window = window
-        self._num_failed = 0
+        self._bar = tqdm(total=total, initial=total - left, unit="request", disable=None)
+        self.num_failed = 0
         self.error = ""
         """of a request that had no answer"""
 
-    async def run(self, items: list[Item], total: int) -> int:
-        """Returns how many failed."""
-        from tqdm import tqdm
-
-        waiting = iter(items)
-        bar = tqdm(total=total, initial=total - len(items), unit="request", disable=None)
-        timeout = httpx.Timeout(30.0, read=None, pool=None)
-        limits = httpx.Limits(max_connections=self._window)
-        address = self._address
-        with bar, self._source:
-            async with httpx.AsyncClient(
-                base_url=address.base_url, headers=address.headers, timeout=timeout, transport=address.async_transport(limits)
-            ) as client:
-
-                async def work() -> None:
-                    for item in waiting:
-                        self._take(await self._answer(client, item))
-                        bar.update()
-
-                workers = [asyncio.create_task(work()) for _ in range(min(self._window, len(items)))]
-                try:
-                    await asyncio.gather(*workers)
-                finally:
-                    for worker in workers:
-                        worker.cancel()
-        return self._num_failed
-
-    def _take(self, row: dict[str, Any]) -> None:
-        """Writes an answer at once and whole: a run that is killed leaves whole lines but for the last. A request that had none is left
-        to the next run."""
+    def take(self, row: dict[str, Any]) -> None:
         response = row["response"]
-        self._num_failed += response is None or response["status_code"] != 200
+        self.num_failed += response is None or response["status_code"] != 200
         if response is None:
             self.error = self.error or row["error"]["message"]
-            return
-        self._output.write(json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n")
-        self._output.flush()
+        else:
+            self._output.write(_encode(row) + b"\n")
+            self._output.flush()
+        self._bar.update()
 
-    async def _answer(self, client: httpx.AsyncClient, item: Item) -> dict[str, Any]:
-        """The line of one request. A server that is busy, or away, is asked again after a while."""
-        self._source.seek(item.start)
-        body = json.loads(self._source.read(item.size))["body"]
-        if self._endpoint in SEEDED and body.get("seed") is None:
-            body["seed"] = seed_of(item.custom_id)
-        row: dict[str, Any] = {"id": f"batch_req_{uuid4().hex}", "custom_id": item.custom_id, "response": None, "error": None}
-        for attempt in range(MAX_TRIES):
-            if attempt:
-                await asyncio.sleep(min(2.0**attempt, 30.0))
-            try:
-                reply = await client.post(self._endpoint, json=body)
-                answer = reply.json()
-            except (httpx.TransportError, ValueError) as error:
-                row["error"] = {"code": "connection_error", "message": str(error) or type(error).__name__}
-                continue
-            row["response"] = {"status_code": reply.status_code, "request_id": row["id"], "body": answer}
-            row["error"] = None
-            if reply.status_code not in BUSY:
-                return row
-        if row["response"] is not None and row["response"]["status_code"] in BUSY:  # it was never run
-            row |= {"response": None, "error": {"code": "server_busy", "message": json.dumps(row["response"]["body"])[:500]}}
-        return row
+    def close(self) -> None:
+        self._bar.close()
 
 
-def seed_of(custom_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=DIGEST_BYTES).digest(), "little") >> 33
+def _encode(row: dict[str, Any]) -> bytes:
+    """Text as it is, but for half a pair of surrogates, which only JSON's escapes can hold."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(row).encode()
+
+
+class Source:
+    """The input: lines are read again when they are sent."""
+
+    def __init__(self, path: Path, endpoint: str) -> None:
+        self._file = path.open("rb")
+        self.endpoint = endpoint
+
+    def body(self, item: Item) -> dict[str, Any]:
+        self._file.seek(item.start)
+        return body_of(self._file.read(item.size), self.endpoint, item.custom_id)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+async def run_on_server(connection: Connection, source: Source, items: list[Item], answers: Answers, window: int) -> None:
+    """`window` requests at a time."""
+    address = connection.address
+    timeout = httpx.Timeout(30.0, read=None, pool=None)
+    transport = address.async_transport(httpx.Limits(max_connections=window))
+    async with httpx.AsyncClient(
+        base_url=address.base_url, headers=address.headers, timeout=timeout, transport=transport
+    ) as client:
+
+        async def answer(item: Item) -> dict[str, Any]:
+            data = json.dumps(source.body(item)).encode()
+
+            async def send() -> tuple[int, Any]:
+                try:
+                    reply = await client.post(source.endpoint, content=data, headers=JSON)
+                    return reply.status_code, reply.json()
+                except (httpx.TransportError, ValueError) as error:
+                    raise NoAnswer("connection_error", str(error) or type(error).__name__) from error
+
+            return await answer_row(item.custom_id, send)
+
+        await run_window(items, answer, answers.take, min(window, len(items)))
+
+
+def run_on_ray(args: argparse.Namespace, flags: list[str], source: Source, items: list[Item], answers: Answers) -> None:
+    """Servers in actors of Ray Data, a part of the file after the other. Raises CommandError."""
+    with needs_extra("ray-data"):
+        from sglang.cluster.ray.batches import RayBatch
+        from sglang.srt.errors import SglangError
+        from sglang.srt.server_args import parse_server_args
+    server = parse_server_args([*(["--model-path", args.model] if args.model is not None else []), *flags], PROG)
+    try:
+        for row in RayBatch(args.ray, server, args.workers, args.worker_cpus, args.window).run(
+            source.endpoint, items, source.body
+        ):
+            answers.take(row)
+    except SglangError as error:
+        raise CommandError(str(error)) from error

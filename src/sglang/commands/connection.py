@@ -85,7 +85,10 @@ class Connection:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> CommandError:
-        return CommandError(f"cannot reach the server at {self.url}: {error or type(error).__name__}")
+        hint = (
+            "; is it running? `sglang serve` starts one, --url names another" if isinstance(error, httpx.ConnectError) else ""
+        )
+        return CommandError(f"cannot reach the server at {self.url}: {error or type(error).__name__}{hint}")
 
 
 def _parse_events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:

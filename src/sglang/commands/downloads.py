@@ -1,4 +1,4 @@
-"""`sglang pull`, `sglang list`, `sglang rm`: models on this machine. `sglang cache`: prefixes that are kept for them (--cache-dir)."""
+"""`sglang models`: those with a short name. `sglang pull`, `sglang list`, `sglang rm`: models on this machine. `sglang cache`: what is kept for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sglang.commands.arguments import CommandError, Parser
 from sglang.common.install import needs_extra
+from sglang.srt.flags.values import parse_size
 
 DAY = 86400.0
 MODEL = "a short name (sglang models), OWNER/NAME of the hub, OWNER/NAME:Q4_K_M or OWNER/NAME/FILE.gguf"
@@ -18,6 +19,26 @@ def _parser(name: str, description: str, *examples: str) -> Parser:
     parser.add_argument("--download-dir", metavar="DIR", help="where models are kept, if not in the user's cache")
     parser.end_with(*examples or ("",), starts_server=False)
     return parser
+
+
+def models(argv: list[str]) -> int:
+    """Those with a short name, and which of them are downloaded."""
+    parser = Parser("sglang models", "Models with a short name: size, licence, and whether they are downloaded.")
+    parser.add_argument("--download-dir", metavar="DIR", help="where to look, if not in the user's cache")
+    parser.end_with("", starts_server=False)
+    args = parser.parse_args(argv)
+    with needs_extra("srt"):
+        from sglang.srt.checkpoint.resolve import ALIASES, default_cache_dir
+        from sglang.srt.config import DEFAULT_MODEL
+    folder = Path(args.download_dir).expanduser() if args.download_dir else default_cache_dir() / "models"
+    for name, alias in ALIASES.items():
+        path = folder / name / alias.file.file_name
+        here = path.is_file() and path.stat().st_size == alias.file.num_bytes
+        place = f"cached   {path}" if here else "not here (downloaded at first use)"
+        star = "*" if name == DEFAULT_MODEL else " "
+        print(f"{star} {name:24} {alias.file.num_bytes / 1e6:5.0f} MB  {alias.licence:20} {place}\n    {alias.description}")
+    print("\n* is served when no model is named. A local folder, a .gguf file or a hub id (org/name) is a model, too.")
+    return 0
 
 
 def pull(argv: list[str]) -> int:
@@ -83,33 +104,96 @@ def _size(num_bytes: int) -> str:
 def cache(argv: list[str]) -> int:
     """The command."""
     parser = Parser(
-        "sglang cache", "Prefix caches on disk (sglang serve --cache-dir DIR): shows what a folder holds, and deletes."
+        "sglang cache",
+        "What is kept on disk: downloaded models, weights as the kernels need them (--weights-cache), prefixes (--cache-dir). Shows it, "
+        "and deletes what can be made again.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     about = {
-        "show": "the models whose prefixes DIR holds, with sizes",
-        "prune": "delete prefixes; those of a model that a running server serves from DIR stay",
+        "show": "all that DIR holds, with sizes",
+        "prune": "delete prefixes and weights; those that a running server uses stay, and downloads do (sglang rm)",
+        "export": "write the prefixes of one model in DIR to FILE, which holds the prompts themselves",
+        "import": "add the prefixes in FILE to DIR; from people you trust, since they become the model's memory of these prompts",
     }
-    show, prune = (actions.add_parser(name, help=text, description=text) for name, text in about.items())
+    show, prune, out, back = (actions.add_parser(name, help=text, description=text) for name, text in about.items())
     for action in (show, prune):
+        action.add_argument(
+            "folder",
+            metavar="DIR",
+            type=Path,
+            nargs=argparse.OPTIONAL,
+            help="what --cache-dir or --weights-cache names; default: the user's cache",
+        )
+    for action in (out, back):
         action.add_argument("folder", metavar="DIR", type=Path, help="the folder that --cache-dir names")
+        action.add_argument("file", metavar="FILE", type=Path, help="the archive")
+    out.add_argument("--model", metavar="NAME", help="as `sglang cache show` calls it, or the beginning of its folder's name")
+    back.add_argument("--cache-disk", metavar="SIZE", type=parse_size, help="the maximum size of DIR, as the server has it")
     choice = prune.add_mutually_exclusive_group(required=True)
     choice.add_argument("--all", action="store_true", help="everything")
     choice.add_argument("--unused-for", metavar="DAYS", type=_days, help="what was not used for so many days")
-    parser.end_with("show DIR", "prune DIR --unused-for 30", starts_server=False)
+    parser.end_with("show", "prune DIR --unused-for 30", "export DIR warm.prefixes", starts_server=False)
     args = parser.parse_args(argv)
-    if not args.folder.expanduser().is_dir():
+    if args.action == "import":
+        return _import(args.file.expanduser(), args.folder.expanduser(), args.cache_disk)
+    if args.folder is not None and not args.folder.expanduser().is_dir():
         raise CommandError(f"{args.folder} is not a folder")
     with needs_extra("srt"):
-        from sglang.srt.scheduler.cache.disk import folder as disk
-    folder = args.folder.expanduser()
+        from sglang.srt.checkpoint import cache_folder
+        from sglang.srt.checkpoint.resolve import default_cache_dir
+    folder = args.folder.expanduser() if args.folder is not None else default_cache_dir()
     if args.action == "show":
-        _show(folder)
+        num_shown = _show_downloads() if args.folder is None else 0
+        if not num_shown + _show_weights(folder) + _show_prefixes(folder):
+            print("nothing is kept here")
         return 0
-    segments = [s for s in disk.segment_files(folder) if args.all or s.used_at < time.time() - args.unused_for * DAY]
-    freed = disk.remove_unlocked(segments)
-    left = disk.folder_bytes(folder)
+    if args.action == "export":
+        return _export(folder, args.file.expanduser(), args.model)
+    before = time.time() - (0 if args.all else args.unused_for * DAY)
+    freed = cache_folder.remove_unused([kept for kept in cache_folder.kept_files(folder) if args.all or kept.used_at < before])
+    left = cache_folder.folder_bytes(folder)
     print(f"{freed / 1e6:.1f} MB deleted, {left / 1e6:.1f} MB are left")
+    return 0
+
+
+def _export(folder: Path, file: Path, model: str | None) -> int:
+    from sglang.srt.errors import ConfigError
+    from sglang.srt.scheduler.cache.disk.archive import export_records, fingerprint_folders
+
+    found = fingerprint_folders(folder, model)
+    if len(found) != 1:
+        what = (
+            "no prefixes" if not found else f"those of {len(found)} models: choose one by --model (sglang cache show {folder})"
+        )
+        raise CommandError(f"{folder} holds {what}{f' of {model}' if model and not found else ''}")
+    if file.exists():
+        raise CommandError(f"{file} exists already")
+    try:
+        head = export_records(found[0], file)
+    except ConfigError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written: {error.strerror or error}") from error
+    print(f"{head.num_records} records ({_size(head.num_bytes)}) of {head.about.get('model', 'unknown model')} in {file}")
+    return 0
+
+
+def _import(file: Path, folder: Path, limit: int | None) -> int:
+    with needs_extra("srt"):
+        from sglang.srt.errors import ConfigError
+        from sglang.srt.scheduler.cache.disk.archive import import_records
+        from sglang.srt.scheduler.cache.disk.store import DiskRoom
+    try:
+        found = import_records(file, folder, DiskRoom(limit))
+    except ConfigError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{error.filename or file}: {error.strerror or error}") from error
+    about = found.head.about
+    print(f"{found.num_new} records added, {found.num_known} were there, of {about.get('model', 'unknown model')}.")
+    print(
+        f"A server finds them if its checkpoint, kernels ({about.get('kernels', 'unknown')}) and flags are those they came from."
+    )
     return 0
 
 
@@ -123,16 +207,39 @@ def _days(text: str) -> float:
     return days
 
 
-def _show(folder: Path) -> None:
-    from sglang.srt.scheduler.cache.disk import folder as disk
+def _show_downloads() -> int:
+    from sglang.srt.checkpoint.downloads import list_downloads
 
-    models: dict[Path, list[disk.SegmentFiles]] = {}
-    for segment in disk.segment_files(folder):
+    found = list_downloads()
+    for download in found:
+        print(f"{download.num_bytes / 1e6:10.1f} MB  download  {download.name}")
+    return len(found)
+
+
+def _show_weights(folder: Path) -> int:
+    from sglang.srt.checkpoint.cache_folder import packed_files, read_packed_about
+
+    found = packed_files(folder)
+    for packed in found:
+        about = read_packed_about(packed)
+        name = f"{about.get('model', 'not finished')}  ({about.get('kernels', 'unknown kernels')})"
+        print(f"{packed.num_bytes / 1e6:10.1f} MB  weights   used {_when(packed.used_at)}  {packed.path.stem[:8]}  {name}")
+    return len(found)
+
+
+def _show_prefixes(folder: Path) -> int:
+    from sglang.srt.checkpoint import cache_folder
+
+    models: dict[Path, list[cache_folder.SegmentFiles]] = {}
+    for segment in cache_folder.segment_files(folder):
         models.setdefault(segment.index.parent, []).append(segment)
     for path, segments in models.items():
-        about, num_bytes = disk.read_about(path), sum(segment.num_bytes for segment in segments)
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(segment.used_at for segment in segments)))
+        about, num_bytes = cache_folder.read_about(path), sum(segment.num_bytes for segment in segments)
         name = f"{about.get('model', 'unknown model')}  ({about.get('kernels', 'unknown kernels')})"
-        print(f"{num_bytes / 1e6:10.1f} MB  used {used}  {path.name}  {name}")
-    if not models:
-        print("no prefixes are kept here")
+        used = _when(max(segment.used_at for segment in segments))
+        print(f"{num_bytes / 1e6:10.1f} MB  prefixes  used {used}  {path.name}  {name}")
+    return len(models)
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

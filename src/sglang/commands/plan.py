@@ -24,7 +24,11 @@ def planned_bytes(config: RuntimeConfig) -> int:
     from sglang.srt.model.embedder import embeds_by_itself
     from sglang.srt.model.worker import needs_on_cpu
 
-    return 0 if embeds_by_itself(config.model) else needs_on_cpu(config.model, config.device, config.memory).total
+    if embeds_by_itself(config.model):
+        return 0
+    return needs_on_cpu(
+        config.model, config.device, config.memory, config.draft.model if config.draft is not None else None
+    ).total
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
 
             rest, named = split_models(argv)
             args = parse_server_args(_with_model_flag(rest), prog)
+            if args.ray is not None:
+                return _serve_on_ray(args, named, prog, welcome)
             if named or args.models is not None:
                 return _serve_several(args, named, prog, welcome)
             from sglang.srt.process.start import launch_server
@@ -98,11 +101,26 @@ def split_models(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 def _serve_several(args: ServerArgs, named: dict[str, str], prog: str, welcome: bool) -> int:
     from sglang.cluster.model_list import list_models
     from sglang.cluster.serving import serve_models
+
+    on_ready = (lambda: _print_several(args)) if welcome and args.log_format == "text" else None
+    return _status_of(lambda: serve_models(args, list_models(args, named), on_ready=on_ready), prog)
+
+
+def _serve_on_ray(args: ServerArgs, named: dict[str, str], prog: str, welcome: bool) -> int:
+    if named or args.models is not None:
+        raise CommandError("--ray is for the replicas of one model: start one command for each model, with its own --port")
+    with needs_extra("ray"):
+        from sglang.cluster.ray.on_ray import serve_on_ray
+    on_ready = (lambda: _print_welcome(args)) if welcome and args.log_format == "text" else None
+    return _status_of(lambda: serve_on_ray(args, on_ready=on_ready), prog)
+
+
+def _status_of(serve: Callable[[], None], prog: str) -> int:
+    """The exit status of a program that does nothing else."""
     from sglang.srt.errors import SglangError
 
     try:
-        models = list_models(args, named)
-        serve_models(args, models, on_ready=(lambda: _print_several(args)) if welcome and args.log_format == "text" else None)
+        serve()
     except SglangError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -28,6 +28,14 @@ class LruCache(Generic[K, V]):
             return None
         self._entries.move_to_end(key)
         return found[0]
+
+    def get_or_put(self, key: K, make: Callable[[], V]) -> V:
+        """The value, which counts as used now; a new one if there is none."""
+        found = self.get(key)
+        if found is None:
+            found = make()
+            self.put(key, found)
+        return found
 
     def put(self, key: K, value: V, cost: int = 1) -> None:
         """Adds or replaces an entry, and drops old ones until all fit; the new one, too, if it costs more than all may."""

@@ -165,7 +165,7 @@ def get_device(device_id: int | None = None) -> str:
 
 def is_cuda() -> bool:
     """Whether models run on a CUDA device here."""
-    from sglang.srt.devices import cuda_is_here
+    from sglang.common.devices import cuda_is_here
 
     return cuda_is_here()
 

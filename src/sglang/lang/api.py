@@ -112,12 +112,11 @@ def _typed(given: Mapping[str, Any], dtype: Any, tools: Any, grammar: Piece | No
 
 def _gen_choices(name: str | None, choices: Sequence[str], method: ChoicesSamplingMethod | None, given: dict[str, Any]) -> Expr:
     temperature = given.pop("temperature", None)
-    if given.get("lora"):
-        raise ValueError("choices are scored by the base model: leave out lora, or use a regex of the choices")
+    lora = given.pop("lora", None)
     unused = sorted(set_only(given))
     if unused:
         warnings.warn(f"gen with choices scores them and does not use {', '.join(unused)}", stacklevel=3)
-    return select(name, choices, 0.0 if temperature is None else temperature, method)
+    return select(name, choices, 0.0 if temperature is None else temperature, method, lora)
 
 
 def _check_constraints(given: dict[str, Any], dtype: Any) -> None:
@@ -152,8 +151,9 @@ def select(
     choices: Sequence[str] | None = None,
     temperature: float = 0.0,
     choices_method: ChoicesSamplingMethod | None = None,
+    lora: str | None = None,
 ) -> Expr:
-    """The most likely of `choices` by `choices_method`, stored in variable `name`. Raises ValueError without choices."""
+    """The most likely of `choices` by `choices_method`, stored in variable `name`; `lora`: the adapter that scores them. Raises ValueError without choices."""
     if not choices:
         raise ValueError("select needs at least one choice")
     if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
@@ -162,7 +162,7 @@ def select(
         raise ValueError("a choice must not be empty")
     if temperature > MAX_GREEDY_TEMPERATURE:
         raise ValueError(f"select takes the best choice: its temperature must be 0, got {temperature:g}")
-    return Select(name, tuple(choices), temperature, choices_method or token_length_normalized)
+    return Select(name, tuple(choices), temperature, choices_method or token_length_normalized, lora)
 
 
 def image(source: Any) -> Expr:

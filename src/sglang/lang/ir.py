@@ -130,6 +130,13 @@ class Select(Expr):
     choices: tuple[str, ...]
     temperature: float
     method: ChoicesSamplingMethod
+    lora: str | None = None
+    """the adapter that scores; None: as in `run`"""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides the choice, beside the prompt and the method."""
+        return {"choices": list(self.choices), **({"lora": self.lora} if self.lora else {})}
 
     @property
     def written_names(self) -> tuple[str | None, ...]:

@@ -13,13 +13,18 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 """the alias that runs where no model is named"""
 SchedulePolicy = Literal["lpm", "fcfs", "dfs-weight", "random"]
 """orders of the waiting queue; scheduler/admission/waiting.py has a function for each"""
+BACKGROUND = -(1 << 40)
+"""the priority of a request of a batch, below all that a client can name: scheduler/admission/background.py"""
+OF_BATCHES = "\0batches"
+"""how the names of their clients begin, in queues; no API key or address does"""
 STORED_QUANTIZATIONS = ("gguf", "awq", "gptq", "fp8", "mxfp4", "compressed-tensors")
 """what --quantization may say of a checkpoint that is quantised already"""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's files are: a folder with config.json, or a GGUF file. `name` is for log messages."""
+    """Where a model's files are: a folder with config.json, or a GGUF file, perhaps with the encoder of images in another
+    (`projector`). `name` is for log messages."""
 
     kind: Literal["folder", "gguf"]
     path: Path
@@ -28,6 +33,7 @@ class ModelFiles:
     """sampling parameters that suit the model, where its alias has some"""
     system: str = ""
     """the system message of chats in the terminal, where its alias has one"""
+    projector: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -42,24 +48,53 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True)
+class WeightsCacheOptions:
+    """Repacked weights on disk (consumer: model/weights/repacked)."""
+
+    folder: str
+    max_bytes: int | None = None
+    """of all that is kept in the folder, prefixes too; None: a share of the free disk"""
+    least_bytes: int = 32 << 20
+    """smaller models are packed faster than a file is worth"""
+    is_mapped: bool = False
+    """several processes share the memory of a file; else each has a copy, which the processor reads faster (large pages)"""
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model and how to load it (consumer: model/weights, model/worker)."""
 
     model_path: str
     revision: str | None = None
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+    model_impl: Literal["auto", "sglang", "transformers"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["int8", "int4"] | None = None
+    mm_quantization: Literal["int8", "none"] | None = None
+    """of encoders of images; None: as `quantization`"""
     stored_quantization: str | None = None
     """one of STORED_QUANTIZATIONS: how the checkpoint must be quantised"""
     context_length: int | None = None
     download_dir: str | None = None
+    mmproj: str | None = None
+    """the encoder of images of a .gguf file: its file, "off", or None for the one that lies beside it"""
     json_model_override_args: dict[str, Any] = field(default_factory=dict)
     random_seed: int = 0
     is_embedding: bool = False
     """serve embeddings with a model that could generate"""
     files: ModelFiles | None = None
     """where `model_path` has been found already (checkpoint/resolve.py)"""
+    weights_cache: WeightsCacheOptions | None = None
+    """where packed weights are kept for the next start; None: nowhere"""
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """The draft model of speculation (consumers: model/worker, scheduler/speculation/draft)."""
+
+    model: ModelOptions
+    num_steps: int = 8
+    """tokens that it drafts at most"""
 
 
 @dataclass(frozen=True)
@@ -88,11 +123,32 @@ class DeviceOptions:
     """schedulers that share the requests (process/schedulers.py)"""
     tp_size: int = 1
     """ranks that share the model (model/distributed)"""
+    num_nodes: int = 1
+    """machines that the ranks are on, as many on each"""
     deterministic: bool = False
     """on CUDA: only kernels that reduce in a fixed order (batch-invariant results); elsewhere they always do"""
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8_e4m3"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8_e4m3"] = "auto"
     graph_max_reqs: int = 256
     """on CUDA: decode steps of up to so many requests are replayed from graphs; 0: none are"""
+
+    @property
+    def ranks_here(self) -> int:
+        """Of one machine."""
+        return self.tp_size // self.num_nodes
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """One of several machines that share a model (consumer: model/distributed). Node 0 has the server and listens at `host`:`port`."""
+
+    count: int
+    rank: int
+    host: str
+    port: int
+    token: str
+    """what the nodes know, and nobody else"""
+    timeout: float
+    """seconds that nodes wait for each other"""
 
 
 @dataclass(frozen=True)
@@ -108,8 +164,13 @@ class MemoryOptions:
     """as many of the model are to be in memory"""
     reserved_bytes: int = 0
     """of the memory that looks free, what other programs are going to take"""
+    state_memory: int | None = None
+    """bytes for the states of recurrent layers; None: what suits"""
     encoder_cache_bytes: int = 128 << 20
     """size of the cache of image and video embeddings"""
+    companion_bytes: int = 0
+    companion_token_bytes: int = 0
+    """what a model beside this one takes: once, and for each token of the KV pool"""
 
 
 @dataclass(frozen=True)
@@ -188,6 +249,32 @@ class DiskCacheOptions:
 
 
 @dataclass(frozen=True)
+class HostCacheOptions:
+    """The tier of the prefix cache in host memory, behind a GPU's pool (consumer: scheduler/cache/disk)."""
+
+    ratio: float = 2.0
+    """its size, in tokens, over the pool's"""
+    num_bytes: int = 0
+    """its size, where that is not 0"""
+    policy: Literal["write_through", "write_through_selective", "write_back"] = "write_through_selective"
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Files and batches (consumer: server/openai/batches)."""
+
+    folder: str
+    max_bytes: int = 8 << 30
+    """of all files"""
+    max_file_bytes: int = 200 << 20
+    max_requests: int = 50_000
+    """of a batch"""
+    window: int = 64
+    """requests of all batches that are here at the same time"""
+    max_line_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True)
 class GrammarOptions:
     """Constrained decoding (consumer: scheduler/grammar)."""
 
@@ -258,6 +345,10 @@ class HttpOptions:
     stop_with_stdin: bool = False
     behind_gateway: bool = False
     """requests come from our own gateway (sglang/cluster), which says where they come from"""
+    listen_fd: int | None = None
+    """a socket that is bound already"""
+    gateway_token: str | None = None
+    """what the gateway's requests have to bring, where others could connect, too"""
     max_sessions: int = 1024
     max_session_tokens: int = 4 << 20
     """of all sessions together"""
@@ -265,6 +356,8 @@ class HttpOptions:
     """seconds without a request after which a session is closed"""
     page: bool = True
     """serve the web page at /"""
+    state_dir: str | None = None
+    """folder of stored responses; None: they are in memory only"""
     otlp_traces_endpoint: str | None = None
     random_seed: int = 0
     """from which requests without a seed get theirs"""
@@ -315,4 +408,11 @@ class RuntimeConfig:
     adapters: AdapterOptions | None = None
     """None: no adapters are served"""
     disk_cache: DiskCacheOptions | None = None
+    host_cache: HostCacheOptions | None = None
+    draft: DraftOptions | None = None
+    """None: no draft model"""
+    nodes: NodeOptions | None = None
+    """None: the model is on one machine"""
+    batches: BatchOptions | None = None
+    """None: no files and batches are taken"""
     flags: dict[str, Any] = field(default_factory=dict)

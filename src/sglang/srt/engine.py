@@ -61,6 +61,10 @@ class Engine:
         if args.replicas > 1:
             raise ConfigError("replicas is for sglang serve: an Engine has one scheduler")
         config = args.resolve()
+        if config.nodes is not None and config.nodes.rank > 0:
+            raise ConfigError(
+                "an Engine is node 0: on the other machines, start sglang serve with the same flags and their --node-rank"
+            )
         if config.adapters is not None:
             config = dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, at_run_time=True))
         config = with_files(config)
@@ -232,9 +236,10 @@ class Engine:
         label_token_ids: list[int] | None = None,
         apply_softmax: bool = False,
         item_first: bool = False,
+        lora_path: str | None = None,
     ) -> list[list[float]]:
         """The probability of each label as the next token after query and item; a row for each item, as /v1/score has them."""
-        return self._wait(self._score_items(query, items, label_token_ids, apply_softmax, item_first))
+        return self._wait(self._score_items(query, items, label_token_ids, apply_softmax, item_first, lora_path))
 
     async def async_score(
         self,
@@ -243,12 +248,16 @@ class Engine:
         label_token_ids: list[int] | None = None,
         apply_softmax: bool = False,
         item_first: bool = False,
+        lora_path: str | None = None,
     ) -> list[list[float]]:
         """`score` for an event loop of the caller's."""
-        return await self._elsewhere(self._score_items(query, items, label_token_ids, apply_softmax, item_first))
+        return await self._elsewhere(self._score_items(query, items, label_token_ids, apply_softmax, item_first, lora_path))
 
-    async def _score_items(self, query: Any, items: Any, labels: Any, softmax: bool, first: bool) -> list[list[float]]:
+    async def _score_items(
+        self, query: Any, items: Any, labels: Any, softmax: bool, first: bool, adapter: str | None
+    ) -> list[list[float]]:
         body = {"query": query, "items": items, "label_token_ids": labels, "apply_softmax": softmax, "item_first": first}
+        body["lora_path"] = adapter
         from sglang.srt.server.openai.scoring import ScoringApi  # brings HTTP along, which others do without
 
         return await ScoringApi(self._manager, "").scores(body)

@@ -15,6 +15,7 @@ SglangError
 │   ├── WrongHostError     a Host header that is not a name of this server: status 403
 │   ├── ForeignPageError   a request from a web page of another origin: status 403
 │   ├── NoSuchResponseError  status 404
+│   ├── NoSuchFileError    a file or a batch: status 404
 │   ├── NoSuchModelError   status 404
 │   ├── BodyTooLargeError  status 413
 │   └── NotJsonError       a body of another type: status 415
@@ -54,6 +55,10 @@ class ConfigError(SglangError):
 
 class ModelError(ConfigError):
     """The model cannot be loaded. The message names the file and what to do."""
+
+
+class UnknownModelError(ModelError):
+    """There is no class for the model here."""
 
 
 class CapacityError(ConfigError):
@@ -171,6 +176,20 @@ class NoSuchResponseError(RequestError):
     err_type = "invalid_request_error"
 
 
+class NoSuchSessionError(RequestError):
+    """No session of this client has that name."""
+
+    status_code = 404
+    err_type = "invalid_request_error"
+
+
+class NoSuchFileError(RequestError):
+    """A file or a batch that was never there, has been deleted, or is another client's."""
+
+    status_code = 404
+    err_type = "NotFoundError"
+
+
 class NoSuchModelError(RequestError):
     """No model or adapter of that name is served."""
 
@@ -216,6 +235,17 @@ class EngineDeadError(SglangError):
 
     status_code = 500
     err_type = "InternalServerError"
+
+
+class StateLostError(EngineDeadError):
+    """What the request refers to was in a replica that is gone."""
+
+    status_code = 404
+    err_type = "invalid_request_error"
+
+
+class DeadlyRequestError(EngineDeadError):
+    """The scheduler died several times while it worked on the request."""
 
 
 class EngineAwayError(EngineDeadError):

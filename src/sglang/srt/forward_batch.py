@@ -34,7 +34,7 @@ class SampleSpec:
     what it derives from it in `state`. `prompt_ids` and `output_ids` are the request's own live lists: the worker only reads.
 
     What is sampled for an output token depends on (`seed`, len(output_ids)) alone. `eos_ids` are what `min_new_tokens`
-    forbids.
+    forbids. `follows`: of a sample after draft tokens, the request's own spec, whose output it begins with.
     """
 
     params: SamplingParams
@@ -46,6 +46,7 @@ class SampleSpec:
     top_num: int = 0
     token_ids: tuple[int, ...] = ()
     state: Any = None
+    follows: SampleSpec | None = None
 
 
 @dataclass
@@ -106,6 +107,18 @@ class CrossAttentionRows:
     embeddings: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class StateRows:
+    """Where the states of a step's requests are, with `ModelInfo.state_slots`. Request r's saves are numbers save_starts[r] ..
+    save_starts[r + 1] - 1: the state after `save_rows` of its rows, ascending, is copied to `save_slots`."""
+
+    source: Int32Array  # [num_reqs] slot of the state before the first row; -1: the text begins
+    target: Int32Array  # [num_reqs] slot for the state after the last row; may be the source
+    save_starts: Int32Array  # [num_reqs + 1]
+    save_rows: Int32Array  # [num_saves]
+    save_slots: Int32Array  # [num_saves]
+
+
 @dataclass
 class ForwardBatch:
     """One step. `req_pool_idx` are rows of the ReqToToken table given to `ModelWorker.bind`; the entries of the step's own
@@ -133,6 +146,8 @@ class ForwardBatch:
     the step before; -1: `input_ids` has it"""
     row_adapter: Int32Array | None = None
     """[num_tokens] the slot of each row's adapter (AdapterStore.place), -1 for none; None: no row has one"""
+    states: StateRows | None = None
+    """with `ModelInfo.state_slots`"""
     masked: bool = False
     """whether masks will come: logits that they forbid need not be computed"""
 
@@ -178,6 +193,12 @@ class ModelInfo:
     """whether results are bitwise independent of the batch"""
     weight_bytes: int
     kv_bytes_per_token: int
+    implementation: str = "sglang"
+    """who computes the model, and what of it does not hold then"""
+    state_slots: int = 0
+    """of models with recurrent layers: places for the states of texts (StateRows); 0: the model has none"""
+    state_bytes: int = 0
+    """one such state takes"""
     max_samples: int = 0
     """rows that a step may sample from; 0: one for each request"""
     dtype: str = "float32"
@@ -246,11 +267,36 @@ class KVRuns(Protocol):
     """names the meaning of the bytes"""
 
     def read(self, slots: Int32Array, out: npt.NDArray[np.uint8]) -> None:
-        """`out` [run_bytes] = keys and values in `slots` [run], of which slots[i] % run == i."""
+        """`out` [run_bytes] = keys and values in `slots` [n <= run], of which slots[i] % run == i; zero where there is no slot."""
         ...
 
     def write(self, slot: int, data: npt.NDArray[np.uint8]) -> None:
         """Puts `data` [run_bytes], as `read` gave it, into the run of slots that begins at `slot`."""
+        ...
+
+    def arena(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Host memory [num_bytes] that is quick to copy from and to."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Gives the memory of slots from `slot` on, which hold nothing, back to the system until it is used again, where it can."""
+        ...
+
+
+class StateBytes(Protocol):
+    """The states of recurrent layers as bytes of this process. Only the slot named is touched, by the calling thread."""
+
+    num_bytes: int
+    """of a slot"""
+    layout: str
+    """names the meaning of the bytes"""
+
+    def read(self, slot: int, start: int, out: npt.NDArray[np.uint8]) -> None:
+        """`out` = the bytes of `slot` from `start` on; zero beyond its end."""
+        ...
+
+    def write(self, slot: int, start: int, data: npt.NDArray[np.uint8]) -> None:
+        """Puts what `read` gave there."""
         ...
 
 
@@ -301,6 +347,10 @@ class ModelWorker(Protocol):
     def get_ready(self, num_used: int) -> bool:
         """Works for a few milliseconds on what will make later steps quicker; slots before `num_used` of the pool were in use.
         For idle moments. False if there is nothing left to do."""
+        ...
+
+    def release_kv(self) -> None:
+        """Gives the KV pool's memory, of which no slot holds anything, back to the system until it is used again."""
         ...
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
 import msgspec
 
 from sglang.srt.config import AdapterInfo
+from sglang.srt.machine_view import NodeView, StepView
 from sglang.srt.media_item import MediaItem
 from sglang.srt.sampling_params import SamplingParams
 
@@ -173,10 +174,9 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first, whoever
     asks; `own_priority`: the same among the requests of one API key. `stream`: report every step; otherwise only the end (and nothing of the output before).
     `healed`: the output is to begin with this text, the end of the prompt that was taken back; it is not part of stop strings.
-    `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) was produced.
+    `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) came behind `grammar_lead`.
     `media`: the images and videos whose placeholders are among the ids, in order of their spans. `rope_positions`: for models
-    with positions of several axes, int32 [3, len(input_ids)] (time, height, width); the positions of what is generated are
-    the place in the sequence plus `rope_delta`. Empty: the place in the sequence on every axis.
+    with positions of several axes, int32 [3, len(input_ids)] (time, height, width), later places plus `rope_delta`; empty: the place itself.
     """
 
     rid: str
@@ -191,6 +191,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     priority: int = 0
     own_priority: int = 0
     grammar_after: tuple[int, ...] = ()
+    grammar_lead: tuple[int, ...] = ()
     media: tuple[MediaItem, ...] = ()
     rope_positions: bytes = b""
     rope_delta: int = 0
@@ -244,8 +245,7 @@ class StateReq(msgspec.Struct, frozen=True, tag=True):
 
 
 class ViewReq(msgspec.Struct, frozen=True, tag=True):
-    """Starts (`on`) or stops the sending of ViewDeltas, for viewers of the machine. A second `on` makes the next delta
-    complete."""
+    """Starts (`on`) or stops the sending of ViewDeltas, to viewers. A second `on` makes the next delta complete."""
 
     on: bool
 
@@ -386,31 +386,6 @@ class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     disk: dict[str, int] = {}  # DiskTier.stats, with --cache-dir
 
 
-class NodeView(msgspec.Struct, frozen=True, array_like=True):
-    """A node of the prefix tree. `parent` of the first nodes of a tree is a node that is never told: its root. `ids`: the first ones."""
-
-    id: int
-    parent: int
-    start: int
-    length: int
-    is_locked: bool
-    num_hits: int
-    """requests that found it in the cache"""
-    ids: list[int]
-
-
-class StepView(msgspec.Struct, frozen=True, array_like=True):
-    """The rows of one step, by what they are for, and how long it was after the one before, in seconds."""
-
-    num_decode: int
-    num_prompt: int
-    num_forced: int
-    num_draft: int
-    num_accepted: int
-    """draft tokens that came out as sampled, and what was forced after them"""
-    seconds: float
-
-
 class ViewDelta(msgspec.Struct, frozen=True, tag=True):
     """Changes in the machine since the last ViewDelta. `nodes` are new or changed, `gone` are ids of nodes that are no more.
     With `is_first` nothing told before holds. `num_omitted`: nodes beyond what is shown; `num_late`: those that follow in the
@@ -423,6 +398,7 @@ class ViewDelta(msgspec.Struct, frozen=True, tag=True):
     num_omitted: int
     steps: list[StepView]
     stats: SchedulerStats
+    replica: int = 0
 
 
 class ControlReply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

@@ -73,9 +73,14 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
     @property
     def adjusts_logits(self) -> bool:
-        """Whether it asks for more than a choice among the model's own logits: then tokens are sampled one at a time, each after
-        what the one before changed."""
+        """Whether it asks for more than a choice among the model's own logits."""
         return any(getattr(self, name) not in (default, {}) for name, default in _ADJUSTING)
+
+    @property
+    def allows_drafts(self) -> bool:
+        """Whether tokens may be sampled after draft tokens: all that it asks for depends on prompt and output alone, and is computed
+        along a draft. Otherwise tokens are sampled one at a time."""
+        return not any(getattr(self, name) not in (default, {}) for name, default in _ADJUSTING if name not in _ALONG_DRAFTS)
 
     @property
     def spaces_specials(self) -> bool:
@@ -122,6 +127,8 @@ _CHOOSING = frozenset(
     }
 )
 """Parameters that leave logits as the model computed them. One that is not named here is taken to change them."""
+_ALONG_DRAFTS = frozenset({"frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"})
+"""Those that change them, and that the sampler follows along drafts (model/sampling/penalties.py)."""
 _ADJUSTING = tuple(
     (name, default)
     for name, default in zip(SamplingParams.__struct_fields__, SamplingParams.__struct_defaults__, strict=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import random
@@ -15,13 +14,16 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.common.devices import cuda_is_here
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.checkpoint.gguf_parts import with_gguf_file
+from sglang.srt.checkpoint.resolve import weights_cache
 from sglang.srt.config import (
     STORED_QUANTIZATIONS,
     AdapterOptions,
+    BatchOptions,
     DeviceOptions,
-    DiskCacheOptions,
+    DraftOptions,
     GrammarOptions,
     HttpOptions,
     MediaOptions,
@@ -32,13 +34,13 @@ from sglang.srt.config import (
     ScheduleOptions,
     TextOptions,
 )
-from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
 from sglang.srt.flags.adapters import parse_adapters
 from sglang.srt.flags.compatible import ALIASES, FLAGS
 from sglang.srt.flags.config_file import Given
 from sglang.srt.flags.groups import (
     AdapterFlags,
+    BatchFlags,
     ClusterFlags,
     ConstrainedFlags,
     DeviceAndMemoryFlags,
@@ -50,12 +52,17 @@ from sglang.srt.flags.groups import (
 )
 from sglang.srt.flags.help import Formatter, asked_for_help, show_help
 from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names
+from sglang.srt.flags.nodes import node_options
 from sglang.srt.flags.parser import FlagParser, add_fields
 from sglang.srt.flags.sources import FlagReader
+from sglang.srt.flags.tiers import disk_cache, host_cache
 from sglang.srt.flags.values import (
+    is_text,
+    parse_folder,
     parse_hosts,
     parse_key,
     parse_keys,
+    parse_object,
     parse_origins,
     parse_root_path,
     parse_size,
@@ -87,6 +94,7 @@ class ServerArgs(
     SchedulingFlags,
     DeviceAndMemoryFlags,
     ClusterFlags,
+    BatchFlags,
     ModelFlags,
 ):
     """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
@@ -133,14 +141,20 @@ class ServerArgs(
                 model_path=model_path,
                 revision=self.revision,
                 load_format=self.load_format,  # type: ignore[arg-type]
+                model_impl=self.model_impl,  # type: ignore[arg-type]
                 dtype={"float": "float32", "half": "float16"}.get(self.dtype, self.dtype),  # type: ignore[arg-type]
                 quantization=None if self.quantization in STORED_QUANTIZATIONS else self.quantization,  # type: ignore[arg-type]
                 stored_quantization=self.quantization if self.quantization in STORED_QUANTIZATIONS else None,
                 context_length=self.context_length,
                 download_dir=self.download_dir,
-                json_model_override_args=_json_object(self.named("json_model_override_args"), self.json_model_override_args),
+                mmproj=self.mmproj,
+                mm_quantization=self.mm_quantization,  # type: ignore[arg-type]
+                json_model_override_args=parse_object(self.named("json_model_override_args"), self.json_model_override_args),
                 random_seed=seed,
                 is_embedding=self.is_embedding,
+                weights_cache=weights_cache(
+                    self.named("weights_cache"), self.weights_cache, self.cache_dir, self.cache_disk, on_cuda, self.replicas > 1
+                ),
             ),
             text=TextOptions(
                 tokenizer_path=self.tokenizer_path or model_path,
@@ -155,6 +169,7 @@ class ServerArgs(
                 threads=self.threads,
                 use_tape=not self.disable_op_tape,
                 tp_size=self.tp_size,
+                num_nodes=self.nnodes,
                 replicas=self.replicas,
                 deterministic=self.enable_deterministic_inference,
                 kv_cache_dtype=self.kv_cache_dtype,  # type: ignore[arg-type]
@@ -166,6 +181,7 @@ class ServerArgs(
                 max_running_requests=running,
                 chunked_prefill_size=chunk,
                 reserved_bytes=self.reserve_memory,
+                state_memory=self.state_memory,
                 copies=1 if on_cuda else self.replicas,
             ),
             schedule=ScheduleOptions(
@@ -179,7 +195,7 @@ class ServerArgs(
                 decode_log_interval=self.decode_log_interval,
                 random_seed=seed,
                 watchdog_timeout=self.watchdog_timeout,
-                speculation=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
+                speculation=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm != "none" and not on_cuda),
                 overlap=not self.disable_overlap_schedule,
                 lora_eviction_policy=self.lora_eviction_policy,  # type: ignore[arg-type]
                 test_retract_every=self.test_retract_every,
@@ -214,7 +230,7 @@ class ServerArgs(
                 random_seed=seed,
                 reasoning_parser=self.reasoning_parser,
                 tool_call_parser=self.tool_call_parser,
-                preferred_sampling_params=_json_object(self.named("preferred_sampling_params"), self.preferred_sampling_params),
+                preferred_sampling_params=parse_object(self.named("preferred_sampling_params"), self.preferred_sampling_params),
                 sampling_defaults=SamplingDefaults() if self.sampling_defaults == "openai" else None,
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
@@ -225,12 +241,15 @@ class ServerArgs(
                 cors_origins=parse_origins(self.cors_origins),
                 allowed_hosts=parse_hosts(self.allowed_hosts),
                 page=not self.no_page,
+                state_dir=self._state_dir(),
                 cache_per_key=self.cache_per_key or (self.cache_dir is not None and not self.cache_shared),
                 allow_priority=self.allow_priority,
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,
                 stop_with_stdin=self.stop_with_stdin,
                 behind_gateway=self.behind_gateway,
+                listen_fd=self.listen_fd,
+                gateway_token=self._gateway_token(),
                 max_sessions=self.max_sessions,
                 max_session_tokens=self.max_session_tokens,
                 session_timeout=self.session_timeout,
@@ -250,9 +269,17 @@ class ServerArgs(
                 max_image_tokens=self.max_image_tokens,
             ),
             adapters=self._adapter_options(),
-            disk_cache=self._disk_cache(on_cuda),
+            disk_cache=disk_cache(self, on_cuda),
+            host_cache=host_cache(self, on_cuda or self.kernels == "cuda"),
+            draft=self._draft_options(seed),
+            nodes=node_options(self, self),
+            batches=self.batch_options(),
             flags=self.public(seed),
         )
+
+    def _gateway_token(self) -> str | None:
+        path = self.gateway_token_file
+        return read_private("--gateway-token-file", path) if path is not None else None
 
     def _adapter_options(self) -> AdapterOptions | None:
         if not self.enable_lora and self.lora_paths is None and self.lora_root is None:
@@ -267,29 +294,54 @@ class ServerArgs(
             raise ConfigError(f"{flag}: at most {self.max_loras_per_batch - 1} may be pinned (--max-loras-per-batch less one)")
         return AdapterOptions(adapters, self.max_loras_per_batch, self.max_loaded_loras, self.max_lora_rank, root)
 
-    def _disk_cache(self, on_cuda: bool) -> DiskCacheOptions | None:
-        flag = self.named("cache_dir")
-        if self.cache_dir is None:
-            for name in ("cache_disk", "cache_shared"):
-                if getattr(self, name):
+    def _draft_options(self, seed: int) -> DraftOptions | None:
+        flag, algorithm = self.named("speculative_draft_model_path"), self.speculative_algorithm
+        path = self.speculative_draft_model_path
+        if path is None:
+            for name in ("speculative_draft_model_revision", "speculative_draft_model_quantization"):
+                if getattr(self, name) is not None:
                     raise ConfigError(f"{self.named(name)} says something of {flag}, which is not given")
+            if self.speculative_num_steps is not None:
+                logger.warning("%s has no effect without %s", self.named("speculative_num_steps"), flag)
+            if algorithm == "STANDALONE":
+                raise ConfigError(
+                    f"{self.named('speculative_algorithm')} STANDALONE needs {flag}, a model with the same vocabulary"
+                )
             return None
+        if algorithm not in ("auto", "STANDALONE"):
+            raise ConfigError(
+                f"{self.named('speculative_algorithm')} {algorithm} and {flag} contradict each other: leave one out"
+            )
         refused = {
-            "disable_radix_cache": (self.disable_radix_cache, "it keeps what the prefix cache holds"),
-            "tp_size": (self.tp_size > 1, "a model that several processes share is not kept on disk yet"),
-            "is_embedding": (self.is_embedding, "a model that embeds has no prefix cache"),
-            "device": (on_cuda, "the prefix cache of a GPU is not kept on disk yet; --device cpu has one"),
+            "tp_size": (self.tp_size > 1, "a model that several processes share has no draft model yet"),
+            "is_embedding": (self.is_embedding, "a model that embeds drafts nothing"),
         }
         for name, (is_given, why) in refused.items():
             if is_given:
                 raise ConfigError(f"{flag} does not go together with {self.named(name)}: {why}")
-        if self.cache_shared and self.cache_per_key:
-            raise ConfigError(
-                f"{self.named('cache_shared')} and {self.named('cache_per_key')} contradict each other: leave one out"
-            )
-        if not self.cache_dir or "\0" in self.cache_dir:
-            raise ConfigError(f"{flag} needs the name of a folder, got {self.cache_dir!r}")
-        return DiskCacheOptions(os.path.abspath(os.path.expanduser(self.cache_dir)), self.cache_disk, self.cache_shared)
+        model = ModelOptions(
+            model_path=path,
+            revision=self.speculative_draft_model_revision,
+            dtype={"float": "float32", "half": "float16"}.get(self.dtype, self.dtype),  # type: ignore[arg-type]
+            quantization=self.speculative_draft_model_quantization,  # type: ignore[arg-type]
+            download_dir=self.download_dir,
+            mmproj="off",
+            random_seed=seed,
+        )
+        return DraftOptions(model, self.speculative_num_steps or DraftOptions.num_steps)
+
+    def _state_dir(self) -> str | None:
+        return parse_folder(self.named("state_dir"), self.state_dir) if self.state_dir is not None else None
+
+    def batch_options(self) -> BatchOptions | None:
+        """Behind a gateway, which has its own, only where they are asked for by name."""
+        folder = parse_folder(self.named("batch_dir"), self.batch_dir) if self.batch_dir is not None else None
+        state = self._state_dir()
+        if folder is None and (state is None or self.behind_gateway):
+            return None
+        folder = folder or os.path.join(str(state), "batches")
+        sizes = (self.batch_disk, self.max_batch_file_bytes, self.max_batch_requests, self.batch_window)
+        return BatchOptions(folder, *sizes)
 
     def _tls_password(self) -> str | None:
         path, flag = self.ssl_keyfile_password_file, self.named("ssl_keyfile_password_file")
@@ -345,7 +397,7 @@ class ServerArgs(
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
             given = value != f.default
-            if isinstance(value, str) and not _is_text(value):
+            if isinstance(value, str) and not is_text(value):
                 raise ConfigError(f"{self.named(f.name)} holds bytes that are not valid UTF-8")
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{self.named(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
@@ -376,33 +428,12 @@ class ServerArgs(
             raise ConfigError(f"{self.named(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
 
 
-def _is_text(value: str) -> bool:
-    """Whether it can be sent to another process: bytes of a command line that are no UTF-8 arrive as lone surrogates."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _json_object(flag: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{flag} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{flag} must be a JSON object")
-    if not _is_text(json.dumps(value, ensure_ascii=False)):
-        raise ConfigError(f"{flag} holds half a character (a lone surrogate)")
-    return value
-
-
-def read_lines(lines: list[Given], prog: str) -> ServerArgs:
-    """Flags that stand in a part of some file. Exits with status 2 and one line for a bad one."""
+def read_lines(lines: list[Given], prog: str) -> tuple[ServerArgs, frozenset[str]]:
+    """Flags that stand in a part of some file, and the fields that are named there. Exits with status 2 and one line for a bad one."""
     flags = FlagReader(_parser(prog), ServerArgs).read_lines(lines)
     args = ServerArgs(**flags.known)
     keep_others(args, flags.others, flags.origins)
-    return args
+    return args, frozenset(flags.known)
 
 
 def _parser(prog: str) -> FlagParser:

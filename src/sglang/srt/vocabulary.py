@@ -7,7 +7,7 @@ when they are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -34,6 +34,18 @@ class Vocabulary:
         """Bytes of a run of ids. Ids beyond the table add nothing."""
         table, special, size = self.token_bytes, self.special_ids, len(self.token_bytes)
         return b"".join(table[i] for i in ids if i < size and not (skip_special and i in special))
+
+
+def ends_reasoning(ids: Sequence[int], ends: tuple[int, ...], lead: tuple[int, ...]) -> bool:
+    """Whether the last of `ids` ends reasoning: it is one of `ends`, and with a `lead` that stands before it, nothing of `ends` between."""
+    if not ids or ids[-1] not in ends:
+        return False
+    at, begin = len(ids) - 1 - len(lead), list(lead)
+    while begin and at >= 0 and list(ids[at : at + len(lead)]) != begin:
+        if ids[at] in ends:
+            return False
+        at -= 1
+    return at >= 0
 
 
 class SpecialSpacing:

@@ -5,7 +5,7 @@ Scoring begins at the first token where any prompt + choice differs from the pro
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from sglang.common.prefixes import first_difference
@@ -13,33 +13,34 @@ from sglang.lang.choices import mean
 from sglang.lang.errors import BadReplyError
 
 Post = Callable[[str, Any], Awaitable[Any]]
+Fields = Mapping[str, Any]
 FIRST_MARGIN = 4
 """tokens before the prompt's end that are looked at first"""
 
 
 async def score_by_generate(
-    post: Post, text: str, choices: Sequence[str], unconditional: bool, images: Any = None
+    post: Post, text: str, choices: Sequence[str], unconditional: bool, images: Fields, adapter: Fields
 ) -> list[dict[str, Any]]:
     """For each choice {"token_logprobs": [[logprob, id, text]...], "normalized": their mean} and, when asked for,
-    "unconditional_token_logprobs": the same ids scored on their own."""
-    scored = await _scored_after(post, text, choices, images) if text else await _choice_rows(post, choices, 0, images)
+    "unconditional_token_logprobs": the same ids scored on their own. `images`, `adapter`: image_data and lora_path, if any."""
+    beside = {**images, **adapter}
+    scored = await _scored_after(post, text, choices, beside) if text else await _choice_rows(post, choices, 0, beside)
     result: list[dict[str, Any]] = [{"token_logprobs": row, "normalized": _mean_of_known(row)} for row in scored]
     if unconditional:
         ids = [[entry[1] for entry in row] for row in scored]
-        for one, alone in zip(result, await _scored_alone(post, ids), strict=True):
+        for one, alone in zip(result, await _scored_alone(post, ids, adapter), strict=True):
             one["unconditional_token_logprobs"] = alone
     return result
 
 
-async def _scored_after(post: Post, text: str, choices: Sequence[str], images: Any) -> list[list[Any]]:
+async def _scored_after(post: Post, text: str, choices: Sequence[str], beside: Fields) -> list[list[Any]]:
     """The tokens of each choice after `text`."""
-    extra = {"image_data": images} if images is not None else {}
-    first = await post("/generate", {"text": text, "sampling_params": {"max_new_tokens": 0}, **extra})
+    first = await post("/generate", {"text": text, "sampling_params": {"max_new_tokens": 0}, **beside})
     prompt_len = int(first["meta_info"]["prompt_tokens"])
     margin = FIRST_MARGIN
     while True:
         start = max(prompt_len - margin, 0)
-        rows = await _choice_rows(post, [text, *(text + choice for choice in choices)], start, images)
+        rows = await _choice_rows(post, [text, *(text + choice for choice in choices)], start, beside)
         prompt, *ids = ([entry[1] for entry in row] for row in rows)
         split = first_difference(prompt, ids)
         # the entry at `start` has no log probability, so the difference must lie behind it
@@ -48,21 +49,21 @@ async def _scored_after(post: Post, text: str, choices: Sequence[str], images: A
         margin *= 4
 
 
-async def _choice_rows(post: Post, texts: Sequence[str], start: int, images: Any) -> list[list[Any]]:
-    payload: dict[str, Any] = {
+async def _choice_rows(post: Post, texts: Sequence[str], start: int, beside: Fields) -> list[list[Any]]:
+    payload = {
         "text": list(texts),
         "sampling_params": {"max_new_tokens": 0, "temperature": 0},
         "return_logprob": True,
         "return_text_in_logprobs": True,
         "logprob_start_len": start,
+        **{name: [value] * len(texts) for name, value in beside.items()},
     }
-    if images is not None:
-        payload["image_data"] = [images] * len(texts)
     return _input_logprobs(await post("/generate", payload), len(texts))
 
 
-async def _scored_alone(post: Post, ids: list[list[int]]) -> list[list[Any]]:
+async def _scored_alone(post: Post, ids: list[list[int]], adapter: Fields) -> list[list[Any]]:
     payload = {
+        **adapter,
         "input_ids": ids,
         "sampling_params": {"max_new_tokens": 0, "temperature": 0},
         "return_logprob": True,

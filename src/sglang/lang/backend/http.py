@@ -175,7 +175,7 @@ class HttpServer:
                 httpx.RemoteProtocolError,
             ) as error:
                 if last:
-                    raise self._broken(error, f"could not be reached ({attempt + 1} tries)") from error
+                    raise self._broken(error, f"could not be made ({attempt + 1} tries; is a server running there?)") from error
                 await asyncio.sleep(self._delay(attempt, None))
                 continue
             except httpx.HTTPError as error:

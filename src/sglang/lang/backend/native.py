@@ -116,17 +116,11 @@ class NativeBackend(BaseBackend):
     async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
         unconditional = select.method.requires_unconditional_logprobs
         prompt = await self._rendered(prompt)
-        scores: Sequence[Meta] | None = None
-        if self._can_score_choices and not prompt.images:
-            try:
-                scores = await self._score_in_one_request(prompt, select, unconditional)
-            except RequestRefusedError as error:
-                if error.status_code not in (404, 405):
-                    raise
-                self._can_score_choices = False
+        scores = await self._score_in_one_request(prompt, select, unconditional) if not prompt.images else None
         if scores is None:
-            images = _image_data(prompt) if prompt.images else None
-            scores = await score_by_generate(self.post, prompt.text, select.choices, unconditional, images)
+            images = {"image_data": _image_data(prompt)} if prompt.images else {}
+            scores = await score_by_generate(self.post, prompt.text, select.choices, unconditional, images, _lora_path(select))
+            self._can_score_choices = self._can_score_choices and bool(prompt.images)
         return select.method(
             choices=select.choices,
             normalized_prompt_logprobs=[score["normalized"] for score in scores],
@@ -137,13 +131,25 @@ class NativeBackend(BaseBackend):
             ),
         )
 
-    async def _score_in_one_request(self, prompt: Prompt, select: Select, unconditional: bool) -> Sequence[Meta]:
-        payload = {"text": prompt.text, "choices": list(select.choices), "unconditional": unconditional}
-        reply = await self.post("/score_choices", payload)
+    async def _score_in_one_request(self, prompt: Prompt, select: Select, unconditional: bool) -> Sequence[Meta] | None:
+        """None where the server lacks /score_choices, or, as far as its status says, the adapter."""
+        if not self._can_score_choices:
+            return None
+        payload = {"text": prompt.text, "choices": list(select.choices), "unconditional": unconditional, **_lora_path(select)}
+        try:
+            reply = await self.post("/score_choices", payload)
+        except RequestRefusedError as error:
+            if error.status_code not in (404, 405):
+                raise
+            return None
         scores = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(scores, list) or len(scores) != len(select.choices):
             raise BadReplyError("the server's answer to /score_choices does not match the choices")
         return scores
+
+
+def _lora_path(select: Select) -> dict[str, str]:
+    return {"lora_path": select.lora} if select.lora else {}
 
 
 _ONE_TOKEN = {"max_new_tokens": 1, "min_new_tokens": 0, "stop": (), "stop_token_ids": ()}

@@ -179,6 +179,8 @@ class OpenAI(BaseBackend):
         choice (for one that ends there: the end of text). The API scores nothing else, so `choices_method` does not apply."""
         if self.is_chat_model:
             raise UnsupportedFeatureError(self.name, "select with a chat model", "ask with gen and check the answer")
+        if select.lora:
+            raise UnsupportedFeatureError(self.name, "lora", "a fine-tuned model has a name of its own here")
         if self._encoding is None:
             self._encoding = await asyncio.to_thread(_encoding_of, self.model_name)
         encoding = self._encoding

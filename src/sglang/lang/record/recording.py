@@ -135,7 +135,7 @@ class ReplayBackend(BaseBackend):
                 yield Delta(piece, meta, index)
 
     async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
-        answer = self._answer("select", prompt, {"choices": list(select.choices)})
+        answer = self._answer("select", prompt, select.options)
         meta: Meta = answer["meta"]
         return ChoicesDecision(answer["decision"], meta)
 

@@ -169,16 +169,27 @@ def main(arguments: list[str]) -> int:
     view.add_argument("recording", metavar="RECORDING", help="a file that a recorded run wrote")
     view.add_argument("-o", "--output", help="where to write the page (default: beside the recording)")
     given = parser.parse_args(arguments)
+    output = given.output or given.recording.removesuffix(".jsonl") + ".html"
     try:
         page = render_html(read_recording(given.recording))
-    except (OSError, ValueError) as error:
-        print(f"sglang trace: error: {error}", file=sys.stderr)
-        return 1
-    output = given.output or given.recording.removesuffix(".jsonl") + ".html"
-    with open(output, "w", encoding="utf-8") as file:
-        file.write(page)
+    except OSError as error:
+        return _failed(f"{given.recording} cannot be read: {error.strerror}")
+    except ValueError as error:
+        return _failed(str(error))
+    except (KeyError, TypeError, AttributeError) as error:
+        return _failed(f"{given.recording} is no recording of this version: {error!r}")
+    try:
+        with open(output, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        return _failed(f"{output} cannot be written: {error.strerror}")
     print(output)
     return 0
+
+
+def _failed(why: str) -> int:
+    print(f"sglang trace: error: {why}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
 from sglang.lang.concurrency.place import variable
 from sglang.lang.concurrency.watch import Watch
-from sglang.lang.errors import BackendError, TypedValueError, UnsupportedFeatureError
+from sglang.lang.errors import BackendError, TypedValueError
 from sglang.lang.ir import Expr, Gen, OutputType, Select
 from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.transcript import Transcript
@@ -74,12 +74,11 @@ async def write_select(state: WritableState, piece: Select) -> None:
     live = state.vars.begin(piece.name)
     variable.set(None if piece.name is None else str(piece.name))
     state.record("var_start", name=piece.name)
-    if state.options.get("lora"):  # the base model would score them
-        raise UnsupportedFeatureError(state.backend.name, "choices scored by an adapter", "use gen with a regex of the choices")
+    piece = replace(piece, lora=piece.lora or state.options.get("lora"))
     prompt, started = state.transcript.prompt(), _now(state)
     decision = await state.call(lambda prompt, rid: state.backend.select(prompt, piece, rid))
     answer = {"decision": decision.decision, "meta": decision.meta_info}
-    _record_call(state, "select", prompt, piece, {"choices": list(piece.choices)}, answer, started)
+    _record_call(state, "select", prompt, piece, piece.options, answer, started)
     state.transcript.text += decision.decision
     state.cached_len = len(state.transcript.text)
     live.text, live.meta = decision.decision, decision.meta_info

@@ -12,6 +12,8 @@ from typing import Any
 from sglang.srt.errors import ModelError
 
 MAX_CONFIG_BYTES = 16 << 20
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""the files of a LoRA adapter, as PEFT names them"""
 """the largest published config.json has 2 MB"""
 
 _shown = reprlib.Repr()

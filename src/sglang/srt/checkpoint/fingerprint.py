@@ -12,8 +12,9 @@ How many threads compute, and what else runs, changes no bit and is no part of i
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,7 @@ def fingerprint(model: ModelOptions, files: ModelFiles, device: DeviceOptions, k
         "dummy_seed": model.random_seed if is_dummy else None,
         "dtype": model.dtype,
         "quantization": model.quantization,
+        "mm_quantization": model.mm_quantization,
         "context_length": model.context_length,
         "overrides": model.json_model_override_args,
         "embeds": model.is_embedding,
@@ -56,11 +58,7 @@ def fingerprint(model: ModelOptions, files: ModelFiles, device: DeviceOptions, k
 
 def weights_digest(files: ModelFiles, with_data: bool = True) -> str:
     """Digest of a model's files: the configs, and with `with_data` the weights. Raises ModelError if one cannot be read."""
-    if files.kind == "gguf":
-        configs, weights = [], [files.path.with_name(name) for name in part_names(files.path.name)]
-    else:
-        configs = [path for name in CONFIGS if (path := files.path / name).exists()]
-        weights = sorted(files.path.glob("*.safetensors"))
+    configs, weights = _files_of(files)
     hasher = _Hasher()
     try:
         for path in configs:
@@ -71,6 +69,35 @@ def weights_digest(files: ModelFiles, with_data: bool = True) -> str:
     except OSError as error:
         raise ModelError(f"cannot read {error.filename or files.path}: {error.strerror}") from error
     return hasher.hex()
+
+
+def weights_stamp(files: ModelFiles) -> str:
+    """Digest of where a model's files are, how large, of when, and how they begin: without reading the weights. The configs count
+    with all their bytes. Raises OSError."""
+    configs, weights = _files_of(files)
+    hasher = _Hasher()
+    for path in configs:
+        hasher.add_file(path, whole=True)
+    for path in weights:
+        hasher.add_beginning(path.resolve())
+    return hasher.hex()
+
+
+def _files_of(files: ModelFiles) -> tuple[list[Path], list[Path]]:
+    """A model's configs and its weights."""
+    if files.kind == "gguf":
+        more = [] if files.projector is None else [files.projector]
+        return [], [*(files.path.with_name(name) for name in part_names(files.path.name)), *more]
+    return [path for name in CONFIGS if (path := files.path / name).exists()], sorted(files.path.glob("*.safetensors"))
+
+
+def code_files() -> Iterator[Path]:
+    """All that computes: the model's wing, and the native kernels where they are installed."""
+    yield from (Path(__file__).parents[1] / "model").rglob("*.py")
+    kernels = importlib.util.find_spec("sglang_anywhere_kernels")
+    if kernels is not None and kernels.submodule_search_locations:
+        for folder in kernels.submodule_search_locations:
+            yield from Path(folder).glob("_cpu*.so")
 
 
 def code_digest(paths: Iterable[Path]) -> str:
@@ -89,6 +116,13 @@ class _Hasher:
 
     def hex(self) -> str:
         return self._hash.hexdigest()
+
+    def add_beginning(self, path: Path) -> None:
+        """Raises OSError."""
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            self._hash.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+            self._hash.update(os.pread(file.fileno(), HEADER_BYTES, 0))
 
     def add_file(self, path: Path, whole: bool) -> None:
         """Raises OSError."""

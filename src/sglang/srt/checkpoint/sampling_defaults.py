@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.checkpoint.files import read_object, shown
-from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.gguf_reader import open_gguf
 from sglang.srt.config import ModelFiles, SamplingDefaults
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.sampling_params import parse_sampling_params
@@ -57,7 +57,7 @@ def _from_generation_config(path: Path) -> dict[str, Any]:
 
 
 def _from_metadata(path: Path) -> dict[str, Any]:
-    metadata: Mapping[str, Any] = GGUFFile(path).metadata
+    metadata: Mapping[str, Any] = open_gguf(path).metadata
     return {name: metadata[key] for key, name in _GGUF.items() if key in metadata}
 
 

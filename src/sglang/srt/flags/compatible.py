@@ -74,6 +74,7 @@ ALIASES: dict[str, str] = {
     "speculative_draft_model": "speculative_draft_model_path",
     "fastapi_root_path": "root_path",
     "impl": "model_impl",
+    "enable_hicache": "enable_hierarchical_cache",
     "return_hidden_states": "enable_return_hidden_states",
     "hierarchical_sparse_attention_extra_config": "hisparse_config",
     "decode_context_parallel_size": "dcp_size",
@@ -111,7 +112,7 @@ _LEVELS: dict[str, tuple[str | None, str]] = {
 }
 
 VALUES: dict[str, dict[str, tuple[str | None, str]]] = {
-    "kv_cache_dtype": {"bf16": ("bfloat16", "")},
+    "kv_cache_dtype": {"bf16": ("bfloat16", ""), "fp8": ("fp8_e4m3", "")},
     "tokenizer_mode": {"slow": ("auto", "there is one tokenizer")},
     "grammar_backend": {"outlines": ("llguidance", "llguidance takes its place")},
     "quantization": {"awq_marlin": ("awq", _KERNELS), "gptq_marlin": ("gptq", _KERNELS)},
@@ -135,15 +136,15 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
         "runai_streamer",
         "weights are read from safetensors and GGUF files",
     ),
-    "kv_cache_dtype": _each("fp8_e5m2 fp4_e2m1", "cached K and V have 8 bits as fp8_e4m3"),
+    "kv_cache_dtype": _each("fp8_e5m2 fp4_e2m1", "cached K and V have 8 bits as fp8_e4m3 or int8"),
     "schedule_policy": {
         "lof": "how long an answer becomes is not known before",
         "priority": "priorities count under every policy",
         "routing-key": "requests carry no such key",
     },
     "speculative_algorithm": _each(
-        "EAGLE EAGLE3 NEXTN STANDALONE DFLASH DSPARK FROZEN_KV_MTP",
-        "no draft model is loaded; NGRAM takes drafts from the request's own text",
+        "EAGLE EAGLE3 NEXTN DFLASH DSPARK FROZEN_KV_MTP",
+        "heads that draft are not loaded; STANDALONE takes a draft model, NGRAM drafts from the request's own text",
     ),
     "device": _each("xpu hpu npu mps musa rocm", "kernels are there for cpu and cuda"),
 }
@@ -152,11 +153,10 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
 _KERNELS = "--kernels chooses the kernels, all of them together"
 _CLUSTER = "it only matters for very large clusters"
 _ONE_MACHINE = "a server runs on one machine"
-_DRAFTS = "drafts come from the request's own text (--speculative-algorithm NGRAM)"
-_NO_DRAFT_MODEL = f"no draft model is loaded: {_DRAFTS}"
+_DRAFTS = "drafts are chains, as long as they pay (--speculative-num-steps is the most)"
 _LOADER = "weights are read from the checkpoint's files by one loader"
 _ADAPTERS = "adapters of all modules are computed by one kernel, and a name that nothing means is an error"
-_CACHE = "the prefix cache has one tier"
+_CACHE = "the tiers of the prefix cache are --enable-hierarchical-cache and --cache-dir"
 _STATES = "it only matters for models with recurrent states"
 _TOKENIZING = "texts are tokenized on side threads as they come"
 _METRICS = "metrics have fixed names, labels and buckets"
@@ -232,19 +232,18 @@ FLAGS: dict[str, OtherFlag] = {
         "remote_instance_weight_loader_backend",
         "remote_instance_weight_loader_send_weights_group_ports",
     ),
-    **_neutral("models run by their own code here", model_impl=("auto", "sglang")),
     # --- the prefix cache and memory
     **_taken(
         _CACHE,
-        "enable_hierarchical_cache enable_hicache enable_page_major_kv_layout enable_unified_memory "
+        "enable_page_major_kv_layout enable_unified_memory "
         "enable_session_radix_cache enable_unified_cache_external_linker enable_linker_mla_dedup enable_flexkv "
         "enable_encoder_swa_bounded_replay enable_decoder_swa_bounded_replay prefill_only_disable_kv_cache "
         "enable_lmcache disable_hicache_numa_detect",
-        "hicache_ratio radix_eviction_policy_config radix_cache_backend hicache_host_memory_mode "
+        "radix_eviction_policy_config radix_cache_backend hicache_host_memory_mode "
         "hicache_host_memory_fraction hicache_storage_prefetch_retry_poll_interval "
         "hicache_storage_prefetch_retry_max_attempts unified_cache_external_linker_backend "
-        "unified_cache_external_linker_config flexkv_config_file c128_page_size swa_prefix_tails hicache_size "
-        "hicache_write_policy hicache_io_backend hicache_mem_layout hicache_storage_backend "
+        "unified_cache_external_linker_config flexkv_config_file c128_page_size swa_prefix_tails "
+        "hicache_io_backend hicache_mem_layout hicache_storage_backend "
         "hicache_storage_prefetch_policy hicache_storage_backend_extra_config lmcache_config_file "
         "radix_eviction_policy",
     ),
@@ -266,10 +265,11 @@ FLAGS: dict[str, OtherFlag] = {
     ),
     # --- several devices and machines
     **_neutral("one server is one replica: start several, each with its own --port, behind a proxy", dp_size=1),
-    **_neutral(_ONE_MACHINE, nnodes=1, node_rank=0),
+    **_neutral(
+        "there is no pipeline parallelism: --tp-size shares a model among devices, and --nnodes among machines", pp_size=1
+    ),
     **_neutral(
         "several devices share a model by --tp-size alone",
-        pp_size=1,
         attn_cp_size=1,
         moe_dp_size=1,
         dcp_size=1,
@@ -280,7 +280,7 @@ FLAGS: dict[str, OtherFlag] = {
     **_taken(
         _ONE_MACHINE,
         "enable_symm_mem use_ray enable_torch_symm_mem enable_quant_communications",
-        "dist_init_addr dist_timeout nccl_port load_balance_method load_watch_interval",
+        "nccl_port load_balance_method load_watch_interval",
         "numa_node additional_ports",
     ),
     **_taken(
@@ -318,19 +318,21 @@ FLAGS: dict[str, OtherFlag] = {
     "disaggregation_mode": OtherFlag("one", "a server does both, prefill and decode", neutral=("null",), refused=True),
     **_refused("a server serves whole models", "encoder_only language_model_only language_only"),
     # --- speculation, adapters, quantisation
-    **_refused(_NO_DRAFT_MODEL, "enable_multi_layer_eagle", "speculative_draft_model_path speculative_draft_model_revision"),
+    **_refused(
+        "heads that draft are not loaded: --speculative-draft-model-path names a model that does", "enable_multi_layer_eagle"
+    ),
     **_taken(
         _DRAFTS,
         "speculative_dspark_align_verify_tokens_to_graph_tier speculative_use_rejection_sampling "
         "speculative_use_block_verification speculative_enable_w4a4_mxfp4_megamoe speculative_adaptive",
-        "speculative_num_steps speculative_dflash_block_size speculative_domino_candidate_pool_size "
+        "speculative_dflash_block_size speculative_domino_candidate_pool_size "
         "speculative_dspark_block_size speculative_dspark_sps_table_path speculative_dspark_confidence_sts_path "
         "speculative_dsa_topk_backend speculative_draft_kv_cache_dtype speculative_draft_window_size "
         "speculative_draft_sink_size speculative_adaptive_config spec_trace_dir "
         "speculative_ngram_external_corpus_path speculative_ngram_external_sam_budget "
         "speculative_ngram_external_corpus_max_tokens speculative_eagle_topk speculative_num_draft_tokens "
         "speculative_attention_mode speculative_draft_attention_backend speculative_draft_load_format "
-        "speculative_draft_model_quantization speculative_moe_runner_backend speculative_moe_a2a_backend "
+        "speculative_moe_runner_backend speculative_moe_a2a_backend "
         "speculative_token_map speculative_ngram_min_match_window_size speculative_ngram_max_match_window_size "
         "speculative_ngram_min_bfs_breadth speculative_ngram_max_bfs_breadth speculative_ngram_match_type "
         "speculative_ngram_branch_length speculative_ngram_max_trie_depth speculative_ngram_capacity",

@@ -38,6 +38,12 @@ class ModelFlags:
     tokenizer_mode: str = _model("auto", "tokenizer implementation", choices=("auto",))
     skip_tokenizer_init: bool = _model(False, "load no tokenizer: requests and replies have token ids only")
     load_format: str = _model("auto", "format of the weights", choices=("auto", "safetensors", "gguf", "dummy"))
+    model_impl: str = _model(
+        "auto",
+        "who computes the model: sglang (this program's own classes), or transformers, for decoders that have no class here "
+        "(extra [transformers]; slower, and answers may depend on the batch); auto: transformers only where there is no class",
+        choices=("auto", "sglang", "transformers"),
+    )
     trust_remote_code: bool = _model(False, "accepted; no code of a model repository is ever run", no_effect=True)
     dtype: str = _model("auto", "data type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half"))
     quantization: str | None = _model(
@@ -47,12 +53,21 @@ class ModelFlags:
     )
     kv_cache_dtype: str = _model(
         "auto",
-        "data type of the KV cache; other than auto on CUDA only",
-        choices=("auto", "float32", "float16", "bfloat16", "fp8_e4m3"),
+        "data type of the KV cache; int8 (CPU) and fp8_e4m3 take half the memory, the other types but auto are for CUDA",
+        choices=("auto", "float32", "float16", "bfloat16", "int8", "fp8_e4m3"),
     )
     context_length: int | None = _model(None, "maximum sequence length in tokens; default: the model's", least=1)
     revision: str | None = _model(None, "revision on the Hugging Face hub: a branch, tag or commit")
     gguf_file: str | None = _model(None, "the .gguf file of the model's folder or repository")
+    mm_quantization: str | None = _model(
+        None,
+        "int8: quantise the encoder of images when it is loaded, several times as fast; none: leave it as it is; "
+        "default: as --quantization says",
+        choices=("int8", "none"),
+    )
+    mmproj: str | None = _model(
+        None, "the .gguf file of a model's image encoder, or off; default: the one that lies beside the model's .gguf file"
+    )
     download_dir: str | None = _model(None, "folder for downloaded models")
     served_model_name: str | None = _model(None, "id in /v1/models; default: the model path")
     chat_template: str | None = _model(
@@ -82,6 +97,25 @@ class ClusterFlags:
     )
 
 
+_batches = _flags_of("batches")
+
+
+@dataclass
+class BatchFlags:
+    """Files and batches of OpenAI's API, which run while there are no other requests."""
+
+    batch_dir: str | None = _batches(
+        None, "folder for files and batches; without it and --state-dir, /v1/files and /v1/batches are refused"
+    )
+    state_dir: str | None = _batches(
+        None, "folder where stored responses survive the server, and files and batches unless --batch-dir says where"
+    )
+    batch_disk: int = _batches(8 << 30, "maximum size of all files together", least=1 << 20, is_size=True)
+    max_batch_file_bytes: int = _batches(200 << 20, "maximum size of an uploaded file", least=1, is_size=True)
+    max_batch_requests: int = _batches(50_000, "maximum number of requests in a batch", least=1, most=1_000_000)
+    batch_window: int = _batches(64, "requests of batches that are in the scheduler at the same time", least=1, most=4096)
+
+
 _device = _flags_of("device and memory")
 
 
@@ -95,15 +129,37 @@ class DeviceAndMemoryFlags:
     disable_op_tape: bool = _device(False, "call kernels one by one instead of replaying the op tape (for debugging)")
     mem_fraction_static: float | None = _device(None, "fraction of memory for weights and KV pool", least=0.01, most=0.98)
     max_total_tokens: int | None = _device(None, "size of the KV pool in tokens", least=1)
+    state_memory: int | None = _device(
+        None,
+        "memory for the states of models with recurrent layers (states.md); default: an eighth of what is free, at most 4 GB",
+        least=1,
+        is_size=True,
+    )
     max_running_requests: int | None = _device(None, "maximum number of running requests", least=1, most=4096)
     replicas: int = _device(
         1,
-        "schedulers of the model that share its requests, each with its share of the cores, or CUDA devices of its own",
+        "schedulers of the model that share its requests, each with its share of the cores, or CUDA devices of its own; "
+        "with --ray: servers",
         least=1,
         most=64,
     )
+    ray: str | None = _device(None, "run the replicas on Ray: auto, or the address of a cluster, such as 10.0.0.1:6379")
+    max_replicas: int | None = _device(
+        None, "with --ray: as many as the load asks for, between --replicas and this", least=1, most=1024
+    )
+    target_requests: float = _device(8.0, "with --max-replicas: running requests that a replica is to have", least=0.1)
+    replica_idle: float = _device(
+        600.0, "with --max-replicas: seconds for which a replica is not needed, until it is removed", least=0.0, most=1e6
+    )
+    replica_cpus: float = _device(1.0, "with --ray: CPUs that Ray sets aside for a replica", least=0.0)
+    replica_wait: float = _device(60.0, "with --ray: seconds that a request waits when no replica is alive", least=0.0)
     reserve_memory: int = _device(0, "memory to leave to other programs, besides what they use already", least=0, is_size=True)
     tp_size: int = _device(1, "tensor parallelism: processes that share the model, each on a CUDA device", least=1, most=64)
+    nnodes: int = _device(1, "machines that share the model, each with as many of the --tp-size ranks", least=1, most=64)
+    node_rank: int = _device(0, "with --nnodes: which of them this is; node 0 serves, the others compute", least=0, most=63)
+    dist_init_addr: str | None = _device(None, "with --nnodes: HOST:PORT of node 0, the same on all nodes")
+    dist_token_file: str | None = _device(None, "with --nnodes: a file with a secret, the same on all nodes")
+    dist_timeout: float = _device(300.0, "with --nnodes: seconds that nodes wait for each other", least=1.0, most=86400.0)
     enable_deterministic_inference: bool = _device(
         False,
         "batch-invariant results on CUDA, by kernels that reduce in a fixed order; on a CPU they always are",
@@ -137,13 +193,33 @@ class SchedulingFlags:
     page_size: int = _schedule(1, "tokens in a page, the granularity at which the prefix cache matches", least=1, most=4096)
     disable_radix_cache: bool = _schedule(False, "no prefix cache (radix tree)")
     cache_dir: str | None = _schedule(
-        None, "folder where the prefix cache survives restarts (on a CPU); prompts can be read from it; default: none"
+        None, "folder where the prefix cache survives restarts; prompts can be read from it; default: none"
     )
     cache_disk: int | None = _schedule(
         None,
-        "maximum size of --cache-dir; default: 10 % of the free disk, at most 32 GiB; 5 GiB of the disk always stay free",
+        "maximum size of --cache-dir and --weights-cache; default: 10 % of the free disk, at most 32 GiB; 5 GiB of the disk always stay free",
         least=1 << 20,
         is_size=True,
+    )
+    weights_cache: str | None = _schedule(
+        None,
+        "folder where weights are kept as the kernels need them, so that the next start need not pack them, or off; default: that "
+        "of --cache-dir, else the user's cache",
+    )
+    enable_hierarchical_cache: bool = _schedule(
+        False, "keep prefixes that a GPU's pool has no room for in host memory, and read them back when they are asked for"
+    )
+    hicache_ratio: float = _schedule(
+        2.0, "size of the prefix cache in host memory, in tokens, over that of the KV pool", least=0.01, most=1000
+    )
+    hicache_size: int = _schedule(
+        0, "size of the prefix cache in host memory in GiB; 0: by --hicache-ratio", least=0, most=1 << 20
+    )
+    hicache_write_policy: str = _schedule(
+        "write_through_selective",
+        "when a prefix is copied to host memory: write_through: as soon as its request ends; write_through_selective: when another "
+        "request finds it; write_back: when the pool drops it",
+        choices=("write_through", "write_through_selective", "write_back"),
     )
     cache_shared: bool = _schedule(
         False, "API keys share the prefixes in --cache-dir; otherwise each has its own, as with --cache-per-key"
@@ -153,9 +229,22 @@ class SchedulingFlags:
     )
     speculative_algorithm: str = _schedule(
         "auto",
-        "NGRAM: speculative decoding with drafts from text that repeats itself and from earlier answers in the prefix cache; "
-        "answers stay the same (default: NGRAM, on CUDA none)",
-        choices=("auto", "NGRAM", "none"),
+        "speculative decoding; answers stay the same. NGRAM: drafts from text that repeats itself, from what other requests said "
+        "lately and from earlier answers in the prefix cache; STANDALONE: from a draft model as well (default: STANDALONE with a draft model, else NGRAM, on CUDA none)",
+        choices=("auto", "NGRAM", "STANDALONE", "none"),
+    )
+    speculative_draft_model_path: str | None = _schedule(
+        None, "draft model: a small model with the same vocabulary; an alias, a local folder, a .gguf file or a hub id"
+    )
+    speculative_draft_model_revision: str | None = _schedule(None, "revision of the draft model on the Hugging Face hub")
+    speculative_draft_model_quantization: str | None = _schedule(
+        None, "quantise the weights of the draft model when they are loaded", choices=("int8", "int4")
+    )
+    speculative_num_steps: int | None = _schedule(
+        None,
+        "maximum number of tokens that the draft model drafts at once; fewer where that is quicker (default: 8)",
+        least=1,
+        most=24,
     )
     test_retract_every: int = _schedule(0, argparse.SUPPRESS, least=0)
 
@@ -312,6 +401,8 @@ class OperationFlags:
     drain_seconds: float = _operation(5.0, "how long running requests may go on after SIGTERM or Ctrl-C", least=0.0)
     stop_with_stdin: bool = _operation(False, "stop when standard input closes (for programs that start a server)")
     behind_gateway: bool = _operation(False, argparse.SUPPRESS)
+    listen_fd: int | None = _operation(None, argparse.SUPPRESS)
+    gateway_token_file: str | None = _operation(None, argparse.SUPPRESS)
     log_level: str = _operation("info", "log level", choices=LEVELS)
     log_format: str = _operation("text", "lines of text, or one JSON object a line", choices=("text", "json"))
     log_level_http: str | None = _operation(None, "log level of HTTP; default: --log-level", choices=LEVELS)

@@ -39,6 +39,7 @@ _ABOUT = {
     "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",
     "images and videos": "images and videos in requests",
     "adapters": "LoRA adapters, which requests name",
+    "batches": "files and batches of OpenAI's API, and what survives the server",
     "HTTP": "address, authentication and limits",
     "operation": "watching and stopping the server",
     NO_EFFECT: "flags of other servers that mean nothing here; a warning is shown",

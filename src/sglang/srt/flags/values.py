@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
 import stat
+from typing import Any
 
 from sglang.srt.errors import ConfigError
 
@@ -139,3 +141,32 @@ def parse_origins(text: str | None) -> tuple[str, ...]:
         if not _ORIGIN.fullmatch(origin):
             raise ConfigError(f"--cors-origins takes origins such as https://app.example.com, got {origin!r}")
     return origins
+
+
+def parse_folder(flag: str, path: str) -> str:
+    """An absolute path. Raises ConfigError."""
+    if not path or "\0" in path:
+        raise ConfigError(f"{flag} needs the name of a folder, got {path!r}")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be sent to another process: bytes of a command line that are no UTF-8 arrive as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_object(flag: str, text: str) -> dict[str, Any]:
+    """A JSON object. Raises ConfigError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{flag} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{flag} must be a JSON object")
+    if not is_text(json.dumps(value, ensure_ascii=False)):
+        raise ConfigError(f"{flag} holds half a character (a lone surrogate)")
+    return value

@@ -8,8 +8,9 @@ memory of the machine (or of the container)
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sglang.srt.config import MemoryOptions
@@ -20,6 +21,11 @@ DEFAULT_RUNNING_REQUESTS = 64
 DRAFT_ROWS = 96
 """Rows of logits besides one for each request: to sample after draft tokens."""
 PACKED_INT4_BITS = 5
+FEWEST_STATES = 4
+"""places for states: two of a running request, and two for prefixes"""
+STATE_BYTES = 4 * GIB
+MOST_KEPT_STATES = 4096
+"""of prefixes"""
 MIN_POOL_TOKENS = 256
 """A smaller pool could not hold one useful request."""
 
@@ -40,6 +46,8 @@ class ModelFootprint:
     kv_bytes_per_token: int
     weight_bytes: int
     slot_run: int
+    state_bytes: int = 0
+    """of a text, in all recurrent layers"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Capacity:
     max_running_requests: int
     max_batch_tokens: int
     max_logit_rows: int
+    state_slots: int = 0
+    """places for the states of texts, where the model has recurrent layers"""
 
 
 def resolve_batch(options: MemoryOptions, context_len: int) -> tuple[int, int]:
@@ -66,25 +76,72 @@ def resolve_batch(options: MemoryOptions, context_len: int) -> tuple[int, int]:
     return running, (context_len if chunk == -1 else chunk) + running
 
 
-def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMemory, buffer_bytes: int) -> Capacity:
+def plan_capacity(
+    options: MemoryOptions, model: ModelFootprint, memory: HostMemory, buffer_bytes: int, adapter_bytes: int = 0
+) -> Capacity:
     """Fits the KV pool into memory. `memory.available` is what is left with the weights loaded; `buffer_bytes` is still to be
-    taken by the step buffers. Raises CapacityError or ConfigError."""
+    taken by the step buffers, `adapter_bytes` by the slots of adapters. Raises CapacityError or ConfigError."""
     running, batch_tokens = resolve_batch(options, model.context_len)
-    free = memory.available - buffer_bytes
+    beside = buffer_bytes + adapter_bytes + options.companion_bytes
+    slots = _state_slots(options, model, running, memory.available - beside)
+    free = memory.available - beside - slots * model.state_bytes
+    taken = {
+        "buffers": buffer_bytes,
+        "the slots of adapters (--max-loras-per-batch, --max-lora-rank)": adapter_bytes,
+        "the draft model": options.companion_bytes,
+        "states of recurrent layers (--state-memory)": slots * model.state_bytes,
+    }
+    if options.companion_token_bytes:
+        model = replace(model, kv_bytes_per_token=model.kv_bytes_per_token + options.companion_token_bytes)
     if options.max_total_tokens is not None:
-        tokens = _asked_tokens(options.max_total_tokens, model, free)
+        tokens = _asked_tokens(options.max_total_tokens, model, free, taken)
     elif options.mem_fraction_static is not None:
-        tokens = _fraction_tokens(options.mem_fraction_static, model, memory, free)
+        tokens = _fraction_tokens(options.mem_fraction_static, model, memory, free, options.companion_bytes)
     else:
         tokens = min(_default_tokens(model, free), _round_up(running * model.context_len, model.slot_run))
     useful = _round_up(min(MIN_POOL_TOKENS, model.context_len), model.slot_run)
     if options.max_total_tokens is None and tokens < useful:
         raise CapacityError(
             f"memory suffices for a KV pool of only {max(tokens, 0)} tokens: {_show(memory.available)} of {_show(memory.total)} "
-            f"are available and a token takes {model.kv_bytes_per_token} bytes; free some memory, raise "
-            f"--mem-fraction-static or choose a smaller model"
+            f"are available{_told(taken)}, and a token takes {model.kv_bytes_per_token} bytes; {_way_out(taken, memory)}"
         )
-    return Capacity(model.context_len, tokens, running, batch_tokens, running + DRAFT_ROWS)
+    return Capacity(model.context_len, tokens, running, batch_tokens, running + DRAFT_ROWS, slots)
+
+
+def _told(taken: Mapping[str, int]) -> str:
+    """What the available memory goes to besides the KV pool."""
+    parts = [f"{_show(num_bytes)} for {name}" for name, num_bytes in taken.items() if num_bytes]
+    return f", less {', '.join(parts)}" if parts else ""
+
+
+def _way_out(taken: Mapping[str, int], memory: HostMemory) -> str:
+    """What to lower, where one thing alone takes half of the available memory."""
+    name, most = max(taken.items(), key=lambda pair: pair[1])
+    if most * 2 > memory.available and "--" in name:
+        return "lower " + " or ".join(re.findall(r"--[\w-]+", name))
+    return "free some memory, raise --mem-fraction-static or choose a smaller model"
+
+
+def _state_slots(options: MemoryOptions, model: ModelFootprint, running: int, free: int) -> int:
+    """Two places for each running request, and as many for prefixes as memory allows: by default an eighth of what is free, or
+    STATE_BYTES where that is less and not too little."""
+    if not model.state_bytes:
+        return 0
+    most = 2 * running + MOST_KEPT_STATES
+    if options.state_memory is None:
+        wanted = max(min(free // 8, STATE_BYTES), FEWEST_STATES * model.state_bytes)
+    else:
+        wanted = options.state_memory
+        if wanted < FEWEST_STATES * model.state_bytes:
+            raise ConfigError(
+                f"--state-memory {wanted} is too little: the state of one request takes {model.state_bytes} bytes, and room for "
+                f"{FEWEST_STATES} is needed"
+            )
+    if wanted > free:
+        raise CapacityError(
+            f"states of recurrent layers need {_show(wanted)} (--state-memory), but only {_show(free)} are available"
+        )
+    return min(wanted // model.state_bytes, most)
 
 
 @dataclass(frozen=True)
@@ -98,10 +155,15 @@ class Needs:
     context_len: int
     token_bytes: int
     kv_tokens: int
+    companion: int = 0
+    """of a model beside it; its share of a token is in `token_bytes`"""
+    states: int = 0
+    """of recurrent layers"""
 
     @property
     def total(self) -> int:
-        return self.weights + self.buffers + self.tables + self.kv_tokens * self.token_bytes
+        beside = self.companion + self.states
+        return self.weights + self.buffers + self.tables + beside + self.kv_tokens * self.token_bytes
 
 
 def fewest_tokens(options: MemoryOptions, context_len: int) -> int:
@@ -119,6 +181,8 @@ def check_room(model: str, needs: Needs, memory: HostMemory, quantised: Mapping[
         f"{_show(needs.weights)} for weights, {_show(needs.kv_tokens * needs.token_bytes)} for a KV cache of {needs.kv_tokens} tokens, "
         f"{_show(needs.buffers)} for buffers, {_show(needs.tables)} for tables of {needs.context_len} tokens of context"
     )
+    if needs.companion:
+        parts += f", {_show(needs.companion)} for the draft model"
     raise CapacityError(
         f"{model} needs {_show(needs.total)} of memory ({parts}), and {_show(room)} of {_show(memory.total)} are available; "
         f"{_what_fits(needs, room, quantised)}"
@@ -141,22 +205,23 @@ def _what_fits(needs: Needs, room: int, quantised: Mapping[str, int]) -> str:
     return f"close other programs, or choose a {size}"
 
 
-def _asked_tokens(asked: int, model: ModelFootprint, free: int) -> int:
+def _asked_tokens(asked: int, model: ModelFootprint, free: int, taken: Mapping[str, int]) -> int:
     if asked < 1:
         raise ConfigError(f"--max-total-tokens must be at least 1, got {asked}")
     tokens = _round_up(asked, model.slot_run)
     if tokens * model.kv_bytes_per_token > free:
         raise CapacityError(
-            f"--max-total-tokens {asked} takes {_show(tokens * model.kv_bytes_per_token)}, but only {_show(free)} are available"
+            f"--max-total-tokens {asked} takes {_show(tokens * model.kv_bytes_per_token)}, but only {_show(max(free, 0))} are available"
+            f"{_told(taken)}"
         )
     return tokens
 
 
-def _fraction_tokens(fraction: float, model: ModelFootprint, memory: HostMemory, free: int) -> int:
-    """Weights and pool together take `fraction` of all memory."""
+def _fraction_tokens(fraction: float, model: ModelFootprint, memory: HostMemory, free: int, beside: int) -> int:
+    """Weights and pool together take `fraction` of all memory, and so does what stands beside the model."""
     if not 0 < fraction < 1:
         raise ConfigError(f"--mem-fraction-static must lie between 0 and 1, got {fraction:g}")
-    budget = int(memory.total * fraction) - model.weight_bytes
+    budget = int(memory.total * fraction) - model.weight_bytes - beside
     if budget < 0:
         raise CapacityError(
             f"--mem-fraction-static {fraction:g} of {_show(memory.total)} is less than the weights, {_show(model.weight_bytes)}"

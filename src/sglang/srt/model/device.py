@@ -17,6 +17,8 @@ logger = logging.getLogger("sglang")
 
 DEVICE_FRACTION = 0.88
 """of a GPU's memory, for weights and KV pool; the rest is for step buffers, graphs and the libraries' own"""
+KV_BYTES = ("int8", "fp8_e4m3")
+"""what K and V may be on a CPU besides the op set's own"""
 CUDA_DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -25,10 +27,12 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
     CUDA device, where there are several; `dtype`: what the model computes in there."""
     if device.device == "cuda" or device.kernels == "cuda":
         return _cuda_ops(device, rank, dtype)
-    if device.kv_cache_dtype != "auto":
-        raise ConfigError(f"--kv-cache-dtype {device.kv_cache_dtype} is for --device cuda; leave it out on a CPU")
+    if device.kv_cache_dtype not in ("auto", *KV_BYTES):
+        raise ConfigError(
+            f"--kv-cache-dtype {device.kv_cache_dtype} is for --device cuda; on a CPU it may be auto, {' or '.join(KV_BYTES)}"
+        )
     if device.kernels == "reference":
-        return ReferenceOps()
+        return _reference(device)
     try:
         from sglang.srt.model.kernels.cpu import CpuOps, default_threads
     except ImportError as error:
@@ -41,19 +45,28 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
             "slower. To change that:\n\n    %s\n    %s\n\nand start again.",
             *(error, install_compiler(), install_kernels()),
         )
-        return ReferenceOps()
-    return CpuOps(device.threads, ahead=default_threads() > 1)  # on one core nothing runs beside anything
+        return _reference(device)
+    ahead = default_threads() > 1  # on one core nothing runs beside anything
+    return CpuOps(device.threads, ahead=ahead, kv_form=_kv_form(device, "float16"))
+
+
+def _reference(device: DeviceOptions) -> ReferenceOps:
+    return ReferenceOps(_kv_form(device, "float32"))
+
+
+def _kv_form(device: DeviceOptions, own: str) -> str:
+    return device.kv_cache_dtype if device.kv_cache_dtype in KV_BYTES else own
 
 
 def create_probe(device: DeviceOptions) -> Ops:
     """The kernel set that `create_ops` would choose on a CPU, on one thread and without a warning: for sizes alone."""
     if device.kernels == "reference":
-        return ReferenceOps()
+        return _reference(device)
     try:
         from sglang.srt.model.kernels.cpu import CpuOps
     except ImportError:
-        return ReferenceOps()
-    return CpuOps(1)
+        return _reference(device)
+    return CpuOps(1, kv_form=_kv_form(device, "float16"))
 
 
 def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
@@ -68,7 +81,7 @@ def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
         ) from error
     where = "cpu" if device.device == "cpu" else f"cuda:{rank}"
     if where != "cpu":
-        _check_count(device.tp_size)
+        _check_count(device.ranks_here)
     return cast(Ops, create_cuda_ops(where, dtype, device.kv_cache_dtype, device.deterministic))
 
 
@@ -78,7 +91,7 @@ def _check_count(needed: int) -> None:
 
     found = torch.cuda.device_count()
     if 0 < found < needed:
-        raise ConfigError(f"--tp-size {needed} needs a CUDA device for each rank, and torch finds {found}")
+        raise ConfigError(f"--tp-size needs {needed} CUDA devices on this machine, one for each rank, and torch finds {found}")
 
 
 def compute_dtype(config_dtype: str, asked: str) -> str:

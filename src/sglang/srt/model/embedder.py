@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.gguf_reader import GGUFFile, open_gguf
 from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.checkpoint.sentence_files import read_sentence_facts
 from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
@@ -36,8 +36,12 @@ from sglang.srt.model.pooling import Pooling, gguf_pooling, read_pooling
 from sglang.srt.model.runner import load_step, record_program
 from sglang.srt.model.weights.config_reader import is_bare, is_classifier
 from sglang.srt.model.weights.families.encoders import find_encoder, read_encoder_config
+from sglang.srt.model.weights.families.gguf_encoders import is_gguf_encoder, read_gguf_encoder
 from sglang.srt.model.weights.gguf_config import EMBEDDING
+from sglang.srt.model.weights.gguf_source import GGUFSource
 from sglang.srt.model.weights.loader import load_checkpoint
+from sglang.srt.model.weights.repacked.opening import open_store
+from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 
 logger = logging.getLogger("sglang")
 
@@ -160,7 +164,8 @@ def embeds_by_itself(model: ModelOptions) -> bool:
     """Whether the model can do nothing else. Raises ModelError if there is no such model."""
     files = find_files(model)
     if files.kind != "folder":
-        return GGUFFile(files.path).metadata.get("general.architecture") in EMBEDDING
+        file = open_gguf(files.path)
+        return is_gguf_encoder(file) or file.metadata.get("general.architecture") in EMBEDDING
     return find_encoder(files.path) is not None or is_bare(files.path) or is_classifier(files.path)
 
 
@@ -169,18 +174,26 @@ def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
     ops = create_ops(device)
     files = find_files(model)
     if files.kind == "folder" and find_encoder(files.path) is not None:
-        return _create_encoder(ops, files, model)
+        return _create_encoder(ops, files, model, None)
+    if files.kind == "gguf" and is_gguf_encoder(file := open_gguf(files.path)):
+        return _create_encoder(ops, files, model, file)
     return _create_decoder(ops, files, replace(model, is_embedding=True), device.use_tape)
 
 
-def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> EncoderEmbedder:
-    if options.quantization or options.stored_quantization or options.load_format not in ("auto", "safetensors"):
-        raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
-    config = read_encoder_config(files.path, options.json_model_override_args)
+def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions, file: GGUFFile | None) -> EncoderEmbedder:
+    """`file`: of a model in GGUF."""
+    form = "safetensors" if file is None else "gguf"
+    if options.quantization or options.stored_quantization or options.load_format not in ("auto", form):
+        raise ModelError(f"{files.name} is an encoder: it is read from {form} as it is, without --quantization")
+    overrides = options.json_model_override_args
+    config = read_encoder_config(files.path, overrides) if file is None else read_gguf_encoder(file, overrides)
     context_len = _text_len(files, options, config.context_len)
     check_encoder(ops, config.hidden_size, config.head_dim)
-    encoder = TextEncoder(ops, EncoderSource(files.path, config), config)
-    if config.num_labels:
+    tensors = SafetensorsSource(files.path) if file is None else GGUFSource(file)
+    encoder = TextEncoder(ops, EncoderSource(tensors, config), config)
+    if file is not None:
+        pooling = gguf_pooling(file.metadata, config.hidden_size)
+    elif config.num_labels:
         pooling = encoder_head(files.path, config)
     else:
         pooling = read_pooling(files.path, "mean", config.hidden_size)
@@ -217,19 +230,25 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
     config = replace(config, context_len=_text_len(files, options, min(most, MAX_WHOLE) if config.bidirectional else most))
     if config.vision is not None:
         raise ModelError(f"{files.name} is a vision-language model, whose embeddings are not supported")
+    if config.recurrent is not None:
+        raise ModelError(f"{files.name} has recurrent layers, and embeddings of such models are not supported")
     judges = files.kind == "folder" and is_classifier(files.path)
     if judges:
         pooling = decoder_head(files.path, config.hidden_size)
     elif files.kind == "folder":
         pooling = read_pooling(files.path, "mean" if config.bidirectional else "lasttoken", config.hidden_size)
     else:
-        file = GGUFFile(files.path)
+        file = open_gguf(files.path)
         pooling = gguf_pooling(file.metadata, config.hidden_size, file.tensors)
     check_decoder(ops, config)
     tables = table_bytes(config) + 4 * MAX_GROUP * config.context_len
     needs = Needs(checkpoint.packed_bytes(ops.packed_bits), 0, tables, config.context_len, 0, 0)
     check_room(files.name, needs, device_memory(ops), {})
+    store = open_store(ops, files, options)
+    checkpoint.kept = store.open() if store is not None else None
     model = create_model(ops, checkpoint, config, config.context_len)
+    if store is not None:
+        store.keep()
     pool = -(-max(POOL_TOKENS, config.context_len) // ops.slot_run) * ops.slot_run
     info = ModelInfo(
         architecture=config.architecture,

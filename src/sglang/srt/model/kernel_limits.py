@@ -18,6 +18,11 @@ def check_decoder(ops: Ops, config: ModelConfig) -> None:
             f"{group} query heads share a KV head (num_attention_heads {config.num_heads}, num_key_value_heads "
             f"{config.num_kv_heads}), and {limits.max_group} are the most for the {ops.name} kernels"
         )
+    is_recurrent = config.recurrent is not None or config.output_gate
+    if is_recurrent and (
+        not hasattr(ops, "short_conv") or ops.name.startswith("cuda")
+    ):  # those for the GPU were not seen to work
+        raise ConfigError(f"the {ops.name} kernels have no recurrent layers, which {config.architecture} needs")
     if config.vision is not None:
         check_encoder(ops, config.vision.hidden_size, config.vision.head_dim)
         if config.vision.cross_attention is not None:

@@ -1,16 +1,20 @@
-"""The memory of K and V: one KVLayer per layer of the model that attends to its own sequence, `num_slots` tokens each. The
-scheduler decides who owns which slot; this file only holds the memory.
+"""The memory of K and V: one KVLayer per layer of the model that attends to its own sequence (the same one for layers that share
+K and V), `num_slots` tokens each. Layers of one shape lie together. The scheduler decides who owns which slot; this file only holds the memory.
 
 The system maps memory when it is first written to, and page faults can take a good part of the time of a prefill
 (`benchmarks/kernels.py` measures it). So the pool touches some pages ahead of need when the scheduler is idle:
 
     slots    | used before | touched when idle | not mapped yet ...
+
+Memory that was used once stays, whatever the prefix cache holds, until the cache is flushed.
 """
 
 from __future__ import annotations
 
 import time
 
+from sglang.srt.forward_batch import KVRuns
+from sglang.srt.model.kernels.kv_runs import join_runs
 from sglang.srt.model.kernels.ops import KVLayer, Ops
 from sglang.srt.model.model_config import ModelConfig
 
@@ -25,10 +29,18 @@ class KVPool:
 
     def __init__(self, ops: Ops, config: ModelConfig, num_slots: int) -> None:
         self.num_slots = num_slots
-        self.layers: list[KVLayer] = ops.kv_layers(num_kv_layers(config), num_slots, config.num_kv_heads, config.head_dim)
         self._ops = ops
+        self._groups = [(owners, ops.kv_layers(len(owners), num_slots, *shape)) for shape, owners in kv_shapes(config).items()]
+        own = {owner: layer for owners, layers in self._groups for owner, layer in zip(owners, layers, strict=True)}
+        readers = [i for i in range(config.num_layers) if config.attends(i)]
+        self.layers: list[KVLayer] = [own[config.kv_owners[i] if config.kv_owners else i] for i in readers]
         self._slot_bytes = kv_bytes_per_token(ops, config)
         self._num_ready = 0
+
+    @property
+    def runs(self) -> KVRuns | None:
+        """The pool's memory as bytes; None where it is not this process's memory."""
+        return join_runs([self._ops.kv_runs(layers) for _, layers in self._groups])
 
     def get_ready(self, num_used: int) -> bool:
         """Has memory brought for a few milliseconds, knowing that slots before `num_used` were in use. Whether there is more to
@@ -40,16 +52,29 @@ class KVPool:
         until = time.perf_counter() + GET_READY_SECONDS
         while self._num_ready < wanted and time.perf_counter() < until:
             end = min(self._num_ready + piece, wanted)
-            self._ops.touch_kv(self.layers, self._num_ready, end)
+            for _, layers in self._groups:
+                self._ops.touch_kv(layers, self._num_ready, end)
             self._num_ready = end
         return self._num_ready < wanted
 
+    def release(self) -> None:
+        """No slot holds anything that is needed: gives memory back, but for what is kept ready."""
+        kept = LEAST_AHEAD // self._slot_bytes
+        if (runs := self.runs) is not None:
+            runs.release(kept)
+            self._num_ready = min(self._num_ready, kept)
 
-def num_kv_layers(config: ModelConfig) -> int:
-    """Layers that keep something of the sequence."""
-    return config.num_layers - len(config.cross_layers)
+
+def kv_shapes(config: ModelConfig) -> dict[tuple[int, int], list[int]]:
+    """(num_kv_heads, head_dim) -> the layers that keep such K and V."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i in range(config.num_layers):
+        if config.attends(i) and config.keeps_kv(i):
+            layer = config.of_layer(i)
+            shapes.setdefault((layer.num_kv_heads, layer.head_dim), []).append(i)
+    return shapes
 
 
 def kv_bytes_per_token(ops: Ops, config: ModelConfig) -> int:
     """Bytes one token takes in all layers."""
-    return num_kv_layers(config) * ops.kv_bytes_per_token(config.num_kv_heads, config.head_dim)
+    return sum(len(owners) * ops.kv_bytes_per_token(*shape) for shape, owners in kv_shapes(config).items())

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sglang.srt.model.kernels.ops import Ops
+from sglang.srt.model.kernels.states import STATE_OPS
 
 RECORDED = (
     "take_sampled",
@@ -24,18 +25,23 @@ RECORDED = (
     "route",
     "gated_experts",
     "experts_linear",
+    "heads_linear",
     "low_rank",
     "gate",
     "store",
     "rope_store",
     "attention",
     "soft_cap",
+    "scale",
+    "match_rms",
+    "sparsify",
     "overlay",
     "select_rope",
     "gather_rows",
     "blend_rows",
     "layer_norm",
     "activate",
+    *STATE_OPS,
 )
 """The ops of the forward pass. Those on logits run when they are called."""
 

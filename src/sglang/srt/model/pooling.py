@@ -136,11 +136,6 @@ class NormModule:
 # --- reading ------------------------------------------------------------------------------------------------------------------
 
 
-def default_pooling(mode: str, hidden_size: int) -> Pooling:
-    """The pooling of a model whose files name none."""
-    return Pooling((mode,), (normalise,), hidden_size)
-
-
 def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int, tensors: Mapping[str, GGUFTensor] | None = None) -> Pooling:
     """Reads pooling from a GGUF file's metadata, and the dense modules among its tensors. Raises ModelError for an unsupported
     mode."""

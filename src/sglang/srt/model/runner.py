@@ -9,20 +9,22 @@ Row counts are read when the ops run, so one recording serves every step: decode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sglang.srt.forward_batch import ForwardBatch, Int32Array
+from sglang.srt.forward_batch import ForwardBatch, Int32Array, StateRows
 from sglang.srt.model.cuda_graph import DecodeGraphs
 from sglang.srt.model.distributed.sharding import Shard
 from sglang.srt.model.kernels.ops import Array, Ops, StepShape
+from sglang.srt.model.kernels.states import StateArrays
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.adapters import AdapterRows
 from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
 from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.op_tape import OpTape
+from sglang.srt.model.state_pool import layer_memories
 
 
 @dataclass
@@ -49,7 +51,7 @@ class AdaptedPrograms:
 
 class ModelRunner:
     """Owns the buffers and the tapes of one model on one device. `req_to_token` is read through for as long as it lives.
-    `sampled`: where the sampler puts the ids it samples. `num_adapters`: slots of the banks."""
+    `sampled`: where the sampler puts the ids it samples. `num_adapters`: slots of the banks. `states`: of recurrent layers."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class ModelRunner:
         sampled: Array,
         shard: Shard | None = None,
         num_adapters: int = 0,
+        states: Sequence[StateArrays] = (),
     ) -> None:
         self.limits = limits
         self._shard = shard
@@ -74,10 +77,12 @@ class ModelRunner:
         needs_gate_up = model.needs_gate_up or num_adapters > 0
         self._step = step = create_buffers(ops, model.config, model.readers, limits, req_to_token, needs_gate_up)
 
+        memories = layer_memories(model.config, pool.layers, states)
+
         def programs(step: StepBuffers) -> Programs:
             def body() -> None:
                 ops.take_sampled(step.input_ids, step.previous, sampled, step.rows)
-                model.body(step, pool.layers)
+                model.body(step, memories)
 
             return Programs(record_program(ops, body, use_tape), record_program(ops, lambda: model.head(step), use_tape))
 
@@ -192,6 +197,9 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     host["q_start"][:reqs] = batch.q_start
     host["q_len"][:reqs] = batch.q_len
     host["seq_lens"][:reqs] = batch.seq_lens
+    if step.recurrent is not None:
+        assert batch.states is not None
+        load_states(host, batch.states)
     if "row_ends" in host:
         assert batch.row_ends is not None
         host["row_ends"][:rows] = batch.row_ends
@@ -201,12 +209,19 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     ops.bound(step.rows, rows)
     ops.bound_step(step.meta, StepShape(rows, reqs, max(batch.q_len.tolist(), default=0)))
     if step.media is not None:
-        _load_media(step.media, batch)
+        _load_media(ops, step.media, batch)
     if step.cross is not None:
         step.cross.load(ops, batch)
 
 
-def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:
+def load_states(host: Mapping[str, Int32Array], states: StateRows) -> None:
+    """Writes where the states of a step's requests are."""
+    for name in ("source", "target", "save_starts", "save_rows", "save_slots"):
+        values: Int32Array = getattr(states, name)
+        host[name][: len(values)] = values
+
+
+def _load_media(ops: Ops, media: MediaBuffers, batch: ForwardBatch) -> None:
     """Rows that are not text lie in `embeds` at their own place."""
     rows = batch.num_tokens
     media.inputs.begin()
@@ -215,7 +230,7 @@ def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:
     index[:rows] = -1
     for part in batch.embeds:
         begin, end = part.row, part.row + part.count
-        media.embeds[begin:end] = part.embedding[part.start : part.start + part.count]
+        ops.write(media.embeds[begin:end], part.embedding[part.start : part.start + part.count])
         index[begin:end] = np.arange(begin, end)
     if "row_ends" in host:
         host["row_ends"][:rows] = 0 if batch.row_ends is None else batch.row_ends

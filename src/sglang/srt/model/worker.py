@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from sglang.srt.checkpoint.kept_images import KeptImages
 from sglang.srt.checkpoint.resolve import find_files
-from sglang.srt.config import AdapterOptions, DeviceOptions, MemoryOptions, ModelOptions
-from sglang.srt.errors import CapacityError
+from sglang.srt.config import AdapterOptions, DeviceOptions, MemoryOptions, ModelFiles, ModelOptions
+from sglang.srt.errors import CapacityError, ConfigError, ModelError
 from sglang.srt.forward_batch import (
     ForwardBatch,
     ForwardOutput,
@@ -33,12 +33,14 @@ from sglang.srt.forward_batch import (
     LogprobResult,
     ModelInfo,
     SampleSpec,
+    StateBytes,
     VocabMasks,
 )
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.adapters.store import AdapterStore, create_store
 from sglang.srt.model.capacity import (
     DRAFT_ROWS,
+    FEWEST_STATES,
     Capacity,
     HostMemory,
     ModelFootprint,
@@ -51,8 +53,11 @@ from sglang.srt.model.capacity import (
 )
 from sglang.srt.model.device import compute_dtype, create_ops, create_probe, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
-from sglang.srt.model.distributed.ranks import Ranks, join
+from sglang.srt.model.distributed.ranks import Ranks
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
+from sglang.srt.model.foreign.checkpoint import ARCHITECTURE, ForeignCheckpoint
+from sglang.srt.model.foreign.choice import check_foreign, open_model
+from sglang.srt.model.foreign.foreign_decoder import ForeignDecoder
 from sglang.srt.model.image_limits import fit_images, max_image_len
 from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.kernel_limits import check_decoder
@@ -71,7 +76,12 @@ from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
 from sglang.srt.model.sampling.needed_columns import needed_columns, reorder
 from sglang.srt.model.sampling.sampler import Sampled, Sampler
+from sglang.srt.model.state_pool import StatePool, state_bytes
 from sglang.srt.model.weights.loader import Checkpoint, load_checkpoint, read_config
+from sglang.srt.model.weights.repacked.opening import open_store
+
+Meet = Callable[[str, str, ModelFiles], Ranks]
+"""connects a rank with the others, once it can compute: on its device, with kernels of that name, the model in these files"""
 
 
 class LocalWorker:
@@ -98,6 +108,7 @@ class LocalWorker:
         self._use_tape = use_tape
         self._limits = StepLimits(capacity.max_batch_tokens, capacity.max_running_requests, capacity.max_logit_rows)
         self._pool = KVPool(ops, model.config, capacity.max_total_tokens)
+        self._states = StatePool(ops, model.config, capacity.state_slots)
         self._sampler = Sampler(ops, info.vocab_size, capacity.max_logit_rows)
         self._runner: ModelRunner | None = None
         self._logits = np.empty((0, info.vocab_size), np.float32)
@@ -107,9 +118,9 @@ class LocalWorker:
 
     def bind(self, req_to_token: Int32Array) -> None:
         num_adapters = self.adapters.num_slots if self.adapters is not None else 0
-        tape, sampled = self._use_tape, self._sampler.ids
+        tape, sampled, states = self._use_tape, self._sampler.ids, self._states.layers
         self._runner = ModelRunner(
-            self.ops, self._model, self._pool, self._limits, req_to_token, tape, sampled, self._shard, num_adapters
+            self.ops, self._model, self._pool, self._limits, req_to_token, tape, sampled, self._shard, num_adapters, states
         )
         if self.info.graph_max_reqs:
             self._runner.record_graphs(self.info.graph_max_reqs)
@@ -165,6 +176,11 @@ class LocalWorker:
         assert self._encodings is not None, "the model sees nothing but text"
         self._encodings.check(item)
 
+    def keep_images(self, kept: KeptImages) -> None:
+        """Embeddings of images are read from there, and written to it."""
+        if self._encodings is not None:
+            self._encodings.kept = kept
+
     def encode(self, item: MediaItem) -> EncodeJob:
         assert self._encodings is not None, "the model sees nothing but text"
         return self._encodings.get(item)
@@ -179,13 +195,24 @@ class LocalWorker:
     def get_ready(self, num_used: int) -> bool:
         return self._pool.get_ready(num_used)
 
+    def release_kv(self) -> None:
+        self.finish()
+        self._pool.release()
+
     @property
     def kv_runs(self) -> KVRuns | None:
         """The KV pool as bytes; None if it is not this process's memory."""
-        return self.ops.kv_runs(self._pool.layers)
+        return self._pool.runs
+
+    @property
+    def state_bytes(self) -> StateBytes | None:
+        """The states of recurrent layers as bytes; None without, and if they are not this process's memory."""
+        return self._states.as_bytes
 
     def close(self) -> None:
-        """Does nothing: no other process runs."""
+        """No other process runs; what is being written to the disk has a second."""
+        if self._encodings is not None and self._encodings.kept is not None:
+            self._encodings.kept.close(1.0)
 
 
 def _output(chosen: Sampled, order: Int32Array | None, scores: list[LogprobResult]) -> ForwardOutput:
@@ -198,10 +225,56 @@ def _output(chosen: Sampled, order: Int32Array | None, scores: list[LogprobResul
 
 
 def create_worker(
-    model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, adapters: AdapterOptions | None = None
+    model: ModelOptions,
+    device: DeviceOptions,
+    memory: MemoryOptions,
+    adapters: AdapterOptions | None = None,
+    draft: ModelOptions | None = None,
 ) -> LocalWorker:
-    """Loads the whole model. Raises ConfigError, ModelError or CapacityError with one sentence."""
-    return _create(model, device, memory, 0, adapters=adapters)
+    """Loads the whole model. `draft`: what is to have room beside it. Raises ConfigError, ModelError or CapacityError with one sentence."""
+    return _create(model, device, memory, 0, adapters=adapters, draft=draft)
+
+
+def create_draft_worker(draft: ModelOptions, beside: LocalWorker, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:
+    """Loads the draft model of a model that is loaded: on the same device, with a KV pool of as many tokens. Raises as
+    `create_worker` does."""
+    ops, info = beside.ops, beside.info
+    checkpoint = _read_draft(draft, ops, info.context_len)
+    room = MemoryOptions(
+        max_total_tokens=info.max_total_tokens,
+        max_running_requests=info.max_running_requests,
+        chunked_prefill_size=memory.chunked_prefill_size,
+        reserved_bytes=memory.reserved_bytes,
+        copies=memory.copies,
+    )
+    try:
+        worker = worker_from(checkpoint, checkpoint.config, ops, room, device.use_tape, draft.quantization)
+    except MemoryError as error:
+        raise CapacityError(f"the memory of this machine does not suffice for {draft.model_path} as a draft model") from error
+    if hasattr(ops, "capture"):
+        worker.info = replace(worker.info, graph_max_reqs=min(device.graph_max_reqs, worker.info.max_running_requests))
+    return worker
+
+
+def _read_draft(draft: ModelOptions, ops: Ops, context_len: int) -> Checkpoint:
+    """With the context of the model that it drafts for, where its own is longer. Raises ConfigError for one that cannot draft."""
+    files = find_files(draft)
+    longest = read_config(files, draft).context_len
+    checkpoint = load_checkpoint(
+        files, replace(draft, context_length=min(longest, context_len)), kept=getattr(ops, "formats", ())
+    )
+    if checkpoint.config.vision is not None or checkpoint.config.cross_layers:
+        raise ConfigError(f"--speculative-draft-model-path: {files.name} sees images; a draft model reads text alone")
+    return checkpoint
+
+
+def _with_room(memory: MemoryOptions, draft: ModelOptions | None, ops: Ops, context_len: int) -> MemoryOptions:
+    """Leaves room for a draft model."""
+    if draft is None:
+        return memory
+    needs = needs_of(_read_draft(draft, ops, context_len), ops, memory)
+    fixed = needs.weights + needs.buffers + needs.tables
+    return replace(memory, companion_bytes=fixed, companion_token_bytes=needs.token_bytes)
 
 
 def create_rank(
@@ -209,11 +282,11 @@ def create_rank(
     device: DeviceOptions,
     memory: MemoryOptions,
     rank: int,
-    directory: Path,
+    meet: Meet,
     adapters: AdapterOptions | None = None,
 ) -> LocalWorker:
-    """Loads the part of one of `device.tp_size` ranks, which meet in `directory`. Raises as `create_worker` does."""
-    return _create(model, _share_of(device), memory, rank, directory, adapters)
+    """Loads the part of one of `device.tp_size` ranks. Raises as `create_worker` does."""
+    return _create(model, _share_of(device), memory, rank, meet, adapters)
 
 
 def _share_of(device: DeviceOptions) -> DeviceOptions:
@@ -224,7 +297,7 @@ def _share_of(device: DeviceOptions) -> DeviceOptions:
         from sglang.srt.model.kernels.cpu import default_threads
     except ImportError:
         return device
-    return replace(device, threads=max(1, default_threads() // device.tp_size))
+    return replace(device, threads=max(1, default_threads() // device.ranks_here))
 
 
 def _create(
@@ -232,52 +305,85 @@ def _create(
     device: DeviceOptions,
     memory: MemoryOptions,
     rank: int,
-    directory: Path | None = None,
+    meet: Meet | None = None,
     adapters: AdapterOptions | None = None,
+    draft: ModelOptions | None = None,
 ) -> LocalWorker:
-    """With `directory`, one rank of several."""
+    """With `meet`, one rank of several."""
     files = find_files(model)
-    config = read_config(files, model)
+    opened = open_model(files, model)
+    config = opened.config if isinstance(opened, ForeignCheckpoint) else opened
     dtype = compute_dtype(config.dtype, model.dtype)
-    ops = create_ops(device, rank, dtype)
+    ops = create_ops(device, rank % device.ranks_here, dtype)
+    if isinstance(opened, ForeignCheckpoint):
+        check_foreign(device, on_gpu(ops), adapters)
     ranks: Ranks | None = None
-    if directory is not None:
-        where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
-        ranks = join(directory, rank, device.tp_size, where, device.deterministic)
-    checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
-    check_needs(files.name, checkpoint, ops, memory, device_memory(ops, memory), device.tp_size)
+    if meet is not None:
+        ranks = meet(f"cuda:{rank % device.ranks_here}" if on_gpu(ops) else "cpu", ops.name, files)
+    checkpoint = opened if isinstance(opened, ForeignCheckpoint) else load_checkpoint(files, model, getattr(ops, "formats", ()))
+    memory = _with_room(memory, draft, ops, checkpoint.config.context_len)
+    store, mapped = None, 0
+    if isinstance(checkpoint, Checkpoint) and (store := open_store(ops, files, model, (rank, device.tp_size))) is not None:
+        checkpoint.kept = store.open()
+        mapped = checkpoint.kept.stored_bytes
+    # A file that is mapped is one for all who map it, and its memory still looks available.
+    memory = replace(memory, reserved_bytes=memory.reserved_bytes + mapped)
+    room = device_memory(ops, memory)
+    room = replace(room, available=room.available + mapped)
+    check_needs(files.name, checkpoint, ops, memory, room, device.tp_size)
+    quantization, tape = model.quantization, device.use_tape
+
+    def load() -> LocalWorker:
+        return worker_from(checkpoint, checkpoint.config, ops, memory, tape, quantization, ranks, adapters)
+
     try:
-        quantization, tape = model.quantization, device.use_tape
-        worker = worker_from(checkpoint, checkpoint.config, ops, memory, tape, quantization, ranks, adapters)
+        try:
+            worker = load()
+        except (ModelError, AssertionError, TypeError, ValueError) as error:
+            if store is None or not isinstance(checkpoint, Checkpoint) or not store.discard(error):
+                raise
+            checkpoint.kept = store.open()
+            worker = load()
     except MemoryError as error:
         raise CapacityError(f"the memory of this machine does not suffice for {model.model_path}") from error
+    if store is not None:
+        store.keep()
     if hasattr(ops, "capture"):
         worker.info = replace(worker.info, graph_max_reqs=min(device.graph_max_reqs, worker.info.max_running_requests))
     return worker
 
 
-def check_fit(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> None:
+def check_fit(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, draft: ModelOptions | None = None) -> None:
     """Raises, for a CPU, what `create_worker` would raise for a model that cannot be read or is too large. Reads headers only."""
     checkpoint, ops = _probe(model, device)
     name = find_files(model).name
+    memory = _with_room(memory, draft, ops, checkpoint.config.context_len)
     check_needs(name, checkpoint, ops, memory, shared_memory(memory), device.tp_size)
 
 
-def needs_on_cpu(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> Needs:
+def needs_on_cpu(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, draft: ModelOptions | None = None) -> Needs:
     """What a model takes at least, by the headers of its files. Raises ModelError for one that cannot be read."""
     checkpoint, ops = _probe(model, device)
+    memory = _with_room(memory, draft, ops, checkpoint.config.context_len)
     return needs_of(checkpoint, ops, memory, device.tp_size)
 
 
-def _probe(model: ModelOptions, device: DeviceOptions) -> tuple[Checkpoint, Ops]:
+def _probe(model: ModelOptions, device: DeviceOptions) -> tuple[Checkpoint | ForeignCheckpoint, Ops]:
     files = find_files(model)
-    read_config(files, model)
+    opened = open_model(files, model)
     ops = create_probe(device)
+    if isinstance(opened, ForeignCheckpoint):
+        return opened, ops
     return load_checkpoint(files, model, kept=getattr(ops, "formats", ())), ops
 
 
 def check_needs(
-    name: str, checkpoint: Checkpoint, ops: Ops, options: MemoryOptions, memory: HostMemory, tp_size: int = 1
+    name: str,
+    checkpoint: Checkpoint | ForeignCheckpoint,
+    ops: Ops,
+    options: MemoryOptions,
+    memory: HostMemory,
+    tp_size: int = 1,
 ) -> None:
     """Raises CapacityError for a model that needs more memory than there is, before it is loaded."""
     needs = needs_of(checkpoint, ops, options, tp_size)
@@ -285,7 +391,7 @@ def check_needs(
     check_room(name, needs, memory, quantised)
 
 
-def needs_of(checkpoint: Checkpoint, ops: Ops, options: MemoryOptions, tp_size: int = 1) -> Needs:
+def needs_of(checkpoint: Checkpoint | ForeignCheckpoint, ops: Ops, options: MemoryOptions, tp_size: int = 1) -> Needs:
     config = checkpoint.config
     running, batch_tokens = resolve_batch(options, config.context_len)
     limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
@@ -294,13 +400,15 @@ def needs_of(checkpoint: Checkpoint, ops: Ops, options: MemoryOptions, tp_size: 
         buffers=buffer_bytes(config, limits),
         tables=table_bytes(config) + 4 * running * config.context_len,
         context_len=config.context_len,
-        token_bytes=kv_bytes_per_token(ops, config) // tp_size,
+        token_bytes=kv_bytes_per_token(ops, config) // tp_size + options.companion_token_bytes,
         kv_tokens=fewest_tokens(options, config.context_len),
+        companion=options.companion_bytes,
+        states=FEWEST_STATES * state_bytes(config),
     )
 
 
 def worker_from(
-    source: WeightSource,
+    source: WeightSource | ForeignCheckpoint,
     config: ModelConfig,
     ops: Ops,
     memory: MemoryOptions,
@@ -313,16 +421,24 @@ def worker_from(
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
     check_decoder(ops, config)
     memory = fit_images(memory, config, ops, ranks.size if ranks is not None else 1)
+    if ranks is not None and config.recurrent is not None:
+        raise ConfigError(
+            f"--tp-size {ranks.size}: {config.architecture} has recurrent layers, which are not cut among ranks yet"
+        )
     shard = shard_model(config, ranks) if ranks is not None else None
-    encoder = _create_encoder(ops, source, config, ranks)
-    mine, part, part_ops = config, source, ops
-    if shard is not None:
-        mine, part, part_ops = shard.config, ShardedSource(source, shard), shard_ops(ops, shard)
-    model = create_model(part_ops, part, mine, config.context_len)
+    mine, part_ops, encoder = config, ops, None
+    if isinstance(source, ForeignCheckpoint):
+        model: Decoder = ForeignDecoder(ops, source, config.context_len)
+        use_tape = False
+    else:
+        encoder, part = _create_encoder(ops, source, config, ranks), source
+        if shard is not None:
+            mine, part, part_ops = shard.config, ShardedSource(source, shard), shard_ops(ops, shard)
+        model = create_model(part_ops, part, mine, config.context_len)
     weights = [*model.weights, *(encoder.weights if encoder is not None else [])]
     weight_bytes = sum(w.num_bytes for w in weights)
     token_bytes = kv_bytes_per_token(ops, mine)
-    footprint = ModelFootprint(config.context_len, token_bytes, weight_bytes, ops.slot_run)
+    footprint = ModelFootprint(config.context_len, token_bytes, weight_bytes, ops.slot_run, state_bytes(mine))
     store = create_store(part_ops, config, model.readers.sites, adapters, shard) if adapters is not None else None
     capacity = _plan(mine, device_options(memory, ops), footprint, ops, store.num_bytes if store is not None else 0)
     if ranks is not None:  # one pool of slots for all: as many as the smallest has room for
@@ -354,7 +470,8 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         max_running_requests=capacity.max_running_requests,
         max_samples=capacity.max_logit_rows,
         kernels=ops.name,
-        deterministic=ops.deterministic,
+        deterministic=ops.deterministic and config.architecture != ARCHITECTURE,
+        implementation="transformers: slower, not batch-invariant" if config.architecture == ARCHITECTURE else "sglang",
         weight_bytes=footprint.weight_bytes,
         kv_bytes_per_token=footprint.kv_bytes_per_token,
         dtype=config.dtype,
@@ -364,7 +481,9 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         max_image_len=max_image_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
-        runs_ahead=ops.runs_ahead,
+        runs_ahead=ops.runs_ahead and not footprint.state_bytes,  # a step that ran ahead would have moved states on
+        state_slots=capacity.state_slots,
+        state_bytes=footprint.state_bytes,
     )
 
 
@@ -373,5 +492,5 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     images = running * cross_bytes_per_request(ops, config)
-    buffers = buffer_bytes(config, limits) + tables + images + bank_bytes
-    return plan_capacity(memory, footprint, device_memory(ops, memory), buffers)
+    buffers = buffer_bytes(config, limits) + tables + images
+    return plan_capacity(memory, footprint, device_memory(ops, memory), buffers, bank_bytes)

@@ -26,6 +26,8 @@ BACKLOG = 4096
 
 def open_endpoint(http: HttpOptions) -> socket.socket:
     """A bound socket. Raises ConfigError if the address cannot be had."""
+    if http.listen_fd is not None:
+        return socket.socket(fileno=http.listen_fd)
     return listen_on_path(http.uds) if http.uds is not None else listen(http.host, http.port)
 
 

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 
+_M_ARENA_MAX = -8
 _COUNTS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
@@ -19,6 +20,12 @@ def release_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def limit_arenas() -> None:
+    """glibc gives every thread an arena that keeps what the largest request on it took; two of them are enough for all."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 class _Mallinfo2(ctypes.Structure):

@@ -27,6 +27,8 @@ from functools import partial
 
 import msgspec
 
+from sglang.common.interrupts import children_without_interrupts
+
 HEADER = struct.Struct("<cI")
 """of a frame: its kind (PID, PART, REPLY, LAST_REPLY, FAILURE or EXIT) and the length of what follows"""
 PID, PART, REPLY, LAST_REPLY, FAILURE, EXIT = b"P", b"D", b"R", b"L", b"F", b"X"
@@ -313,7 +315,8 @@ class Isolated:
         command = [sys.executable, "-m", "sglang.srt.process.fork_server", str(theirs.fileno()), self._entry]
         quiet = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=quiet)
+            with children_without_interrupts():
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=quiet)
             given = self._setup if isinstance(self._setup, bytes) else self._setup()
             setup = msgspec.msgpack.encode([asdict(self.limits), given])
             self._control.sendall(JOB.pack(len(setup)) + setup)

@@ -32,14 +32,13 @@ from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.process.ending import LastResort, has_terminal, when_stdin_ends
 from sglang.srt.process.endpoint import renew_certificate
-from sglang.srt.process.heap import keep_loaded_objects
+from sglang.srt.process.heap import keep_loaded_objects, limit_arenas
 from sglang.srt.process.scheduler_process import check_model
 from sglang.srt.process.schedulers import Schedulers
 from sglang.srt.process.uvicorn_server import (
     LAST_SECONDS,
     HttpServer,
     first_request,
-    limit_arenas,
     raise_file_limit,
     uvicorn_config,
 )
@@ -48,6 +47,7 @@ from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
 from sglang.srt.server.http.starting import OuterApp, RootPath
 from sglang.srt.server.multimodal.opening import open_intake
+from sglang.srt.server.openai.batches.batch_runner import BatchRunner
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -73,6 +73,8 @@ class Server:
         app = RootPath(self._outer_app, config.http.root_path)
         self._http = HttpServer(uvicorn_config(app, config.http), tls)
         self._schedulers = Schedulers(config, self._give_up)
+        self._batches = BatchRunner(config.batches) if config.batches is not None else None
+        self._batching: asyncio.Task[None] | None = None
         self._manager: TokenizerManager | None = None
         self._failure: str | None = None
         self._stopping = False
@@ -98,6 +100,9 @@ class Server:
         try:
             manager = await self._load_or_stop()
             tasks = [asyncio.ensure_future(work) for work in (self._schedulers.run(manager), self._warm_up())]
+            if self._batches is not None:
+                self._batching = asyncio.ensure_future(self._batches.run())
+                tasks.append(self._batching)
             await serving
         finally:
             self._http.should_exit = True
@@ -107,6 +112,8 @@ class Server:
             if self._manager is not None and self._manager.media is not None:
                 await self._manager.media.close()
             await asyncio.gather(serving, *tasks, return_exceptions=True)
+            if self._batches is not None:
+                self._batches.close()
             if self._manager is not None:
                 await asyncio.to_thread(self._manager.close)
             if self._manager is not None and self._manager.records.tracing is not None:
@@ -130,7 +137,7 @@ class Server:
         info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)
         manager = TokenizerManager(tokenizer, info, config.http, config.text, self._schedulers.send, media, config.adapters)
-        self._outer_app.app = create_app(manager, config.http, config.flags)
+        self._outer_app.app = create_app(manager, config.http, config.flags, self._batches)
         self._manager = manager
         keep_loaded_objects()
         return manager
@@ -185,6 +192,8 @@ class Server:
             seconds = self._config.http.drain_seconds
             logger.info("Shutting down: running requests have %g s to finish; press Ctrl-C again to stop at once.", seconds)
             self._manager.begin_drain()
+            if self._batching is not None:
+                self._batching.cancel()
             self._draining = asyncio.ensure_future(self._drain(self._manager, seconds))
         else:
             self._manager.scheduler_died("the server was shut down")

@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any, Literal
+from typing import Any
 
 FORMAT = "[%(asctime)s] %(message)s"
 HTTP_FORMAT = "[%(asctime)s] %(levelname)s:     %(message)s"
@@ -21,8 +21,6 @@ DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 FIELDS = "fields"
 """attribute of a log record: what it says as names and values (`extra={"fields": {...}}`)"""
 POLLED = frozenset({"/health", "/health_generate", "/metrics", "/get_load", "/v1/loads"})
-
-LogFormat = Literal["text", "json"]
 
 
 def configure_logging(level: str, http_level: str | None = None, log_format: str = "text") -> None:

@@ -4,7 +4,7 @@
     AbortReq of one     the scheduler that has it
     all else            every scheduler; their answers become one
 
-What viewers of the machine see is the first scheduler.
+What viewers of the machine are told has the number of the scheduler that tells it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from sglang.srt.messages import (
     TokenizedReq,
     ToScheduler,
     ViewDelta,
-    ViewReq,
 )
 
 TOTALS = ("num_retractions", "num_steps", "num_encoded")
 """statistics since a scheduler started; the other ones are of this moment"""
 DISK_NOW = ("records", "bytes")
 """of SchedulerStats.disk: what is there, the same for all schedulers; the others are counts"""
+HOST_NOW = ("host_records", "host_bytes")
+"""of it, what each scheduler holds in host memory"""
 
 
 @dataclass
@@ -66,8 +67,6 @@ class Router:
         if isinstance(message, AbortReq) and not message.all:
             index = self.policy.replica_of(message.rid)
             return [index] if index is not None else []
-        if isinstance(message, ViewReq):
-            return [0] if 0 in self.up else []
         if isinstance(message, FlushCacheReq):
             self.policy.flushed()
         call_id = getattr(message, "call_id", 0)
@@ -100,7 +99,7 @@ class Router:
             self._stats[index] = message
             return self._all_stats()
         elif isinstance(message, ViewDelta):
-            return message if index == 0 else None
+            return msgspec.structs.replace(message, replica=index)
         elif isinstance(message, ControlReply):
             return self._answered(index, message)
         return message
@@ -128,17 +127,18 @@ class Router:
 
     # --- deaths -----------------------------------------------------------------------------------------------------------------
 
-    def lost(self, index: int) -> tuple[list[str], list[ControlReply]]:
-        """A scheduler has died. Returns the names of its requests, and answers for calls that only it had not answered."""
+    def lost(self, index: int) -> tuple[list[str], list[FromScheduler]]:
+        """A scheduler has died. Returns the names of its requests, and what the server is to hear: answers for calls that only it had
+        not answered, and, for viewers, that its tree is gone."""
         self.up.discard(index)
         last = self._stats[index]
-        disk = {name: count for name, count in last.disk.items() if name not in DISK_NOW}
+        disk = {name: count for name, count in last.disk.items() if name not in (*DISK_NOW, *HOST_NOW)}
         numbers = {name: getattr(last, name) for name in TOTALS}
         kept = SchedulerStats(**numbers, drafts=last.drafts, cached_tokens=last.cached_tokens, disk=disk)
         self._stats[index] = SchedulerStats()
         self._ended = total([self._ended, kept])
-        replies = list(self._unanswered(index))
-        return [str(name) for name in self.policy.lost(index)], replies
+        gone = ViewDelta(True, [], [], 0, 0, [], SchedulerStats(), index)
+        return [str(name) for name in self.policy.lost(index)], [*self._unanswered(index), gone]
 
     def _unanswered(self, index: int) -> Iterator[ControlReply]:
         for call_id, asked in list(self._asked.items()):

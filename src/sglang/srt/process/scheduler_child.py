@@ -12,10 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sglang.common.interrupts import children_without_interrupts
 from sglang.common.server_process import how_it_ended
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import ConfigError
-from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq
+from sglang.srt.messages import (
+    ControlReply,
+    FromScheduler,
+    LoadAdapterReq,
+    SchedulerFailed,
+    SchedulerReady,
+    ShutdownReq,
+    UnloadAdapterReq,
+)
 from sglang.srt.process.scheduler_process import blamed_grammars, write_config
 from sglang.srt.process.transport import SocketServerEnd
 
@@ -38,7 +47,9 @@ class SchedulerProcess:
     def __init__(self, config: RuntimeConfig, environ: Mapping[str, str] | None = None) -> None:
         self.link = SocketServerEnd()
         command = [sys.executable, "-m", "sglang.srt.process.scheduler_process", str(self.link.directory)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **environ} if environ else None)
+        env = {**os.environ, **environ} if environ else None
+        with children_without_interrupts():
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
         self._was_hanging = False
         self._oom_kills = oom_kills()
         assert self._process.stdin is not None
@@ -53,21 +64,36 @@ class SchedulerProcess:
 
     async def ready(self) -> dict[str, Any]:
         """ModelInfo as a dict, once the model is loaded. Raises ConfigError if it cannot be."""
-        message = asyncio.ensure_future(self.link.receive())
-        ended = asyncio.ensure_future(self.wait())
-        await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not message.done():
-            with contextlib.suppress(asyncio.TimeoutError):  # its last word may still be on the way
-                await asyncio.wait_for(asyncio.shield(message), 0.5)
-        ended.cancel()
-        if not message.done():
-            message.cancel()
+        first = await self._heard()
+        if first is None:
             raise ConfigError(f"the scheduler process {self.how_it_ended()} while the model was loaded{self._advice()}")
-        first = message.result()
         if isinstance(first, SchedulerFailed):
             raise ConfigError(first.message)
         assert isinstance(first, SchedulerReady)
         return first.info
+
+    async def ask(self, message: LoadAdapterReq | UnloadAdapterReq) -> ControlReply:
+        """The answer to a call, before the scheduler gets requests and while nobody else receives. Raises ConfigError if it ends
+        meanwhile."""
+        self.link.send(message)
+        while (reply := await self._heard()) is not None:
+            if isinstance(reply, ControlReply) and reply.call_id == message.call_id:
+                return reply
+        raise ConfigError(f"the scheduler process {self.how_it_ended()} while it was told of adapters")
+
+    async def _heard(self) -> FromScheduler | None:
+        """Its next message; None if it has ended without one."""
+        message = asyncio.ensure_future(self.link.receive())
+        ended = asyncio.ensure_future(self.wait())
+        try:
+            await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not message.done():
+                with contextlib.suppress(asyncio.TimeoutError):  # its last word may still be on the way
+                    await asyncio.wait_for(asyncio.shield(message), 0.5)
+            return message.result() if message.done() else None
+        finally:
+            ended.cancel()
+            message.cancel()
 
     def how_it_ended(self) -> str:
         """Its end in words. Memory ran out where the system has counted that since the start."""

@@ -14,15 +14,15 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sglang.srt.checkpoint.fingerprint import code_digest, fingerprint
 from sglang.srt.checkpoint.resolve import find_files
-from sglang.srt.config import RuntimeConfig
+from sglang.srt.config import NamedAdapter, RuntimeConfig
 from sglang.srt.errors import ConfigError
-from sglang.srt.messages import StateReq, ToScheduler
+from sglang.srt.messages import LoadAdapterReq, StateReq, ToScheduler, UnloadAdapterReq
 from sglang.srt.process.routing import Router
 from sglang.srt.process.scheduler_child import SchedulerProcess
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -66,11 +66,13 @@ class Schedulers:
         """ModelInfo as a dict, once all have loaded the model. Raises ConfigError if one cannot."""
         info = await self._replicas[0].process.ready()
         if self._count == 1:
+            if self._config.http.behind_gateway:  # another server may have to go on with its answers
+                info["fingerprint"] = await asyncio.to_thread(self._fingerprint, info)
             return info
         if info.get("embedding_dim"):
             raise ConfigError("--replicas: models that embed run on one scheduler")
         self._take_plan(info)
-        self._identity = await asyncio.to_thread(self._fingerprint, info)
+        self._identity = info["fingerprint"] = await asyncio.to_thread(self._fingerprint, info)
         for index in range(1, self._count):
             self._replicas.append(_Replica(index, SchedulerProcess(self._config_of(index), _devices(self._config, index))))
         await asyncio.gather(*(replica.process.ready() for replica in self._replicas[1:]))
@@ -153,9 +155,9 @@ class Schedulers:
         replica.is_up = False
         names: list[str] = []
         if self._router is not None:
-            names, answers = self._router.lost(replica.index)
-            for answer in answers:
-                self._manager.handle(answer)
+            names, news = self._router.lost(replica.index)
+            for message in news:
+                self._manager.handle(message)
         if any(other.is_up for other in self._replicas):
             self._manager.replica_lost(names, is_explained)
         else:
@@ -166,18 +168,18 @@ class Schedulers:
     async def _restart(self, replica: _Replica) -> None:
         replica.process.link.close()
         self._keep_adapters()
-        adapters = self._config.adapters
+        given = self._config.adapters
         replica.process = SchedulerProcess(self._config_of(replica.index), _devices(self._config, replica.index))
         try:
             info = await replica.process.ready()
             if self._router is not None:
                 await self._check_same(replica, info)
-                self._keep_adapters()
-                if self._config.adapters != adapters:
-                    replica.process.kill()
-                    raise ConfigError("adapters were loaded or unloaded while the scheduler was being started")
+                if given is not None:
+                    info["adapters"] = await self._catch_up(replica, given.adapters, info["adapters"] or {})
         except ConfigError as error:  # it has ended, or is about to: the next round counts and reports it
             logger.error("%s", error)
+            if self._config.nodes is not None:  # they had their time, and trying again would be another such time
+                self._end(str(error))
             return
         was_alone = not any(other.is_up for other in self._replicas)
         replica.is_up = True
@@ -187,7 +189,7 @@ class Schedulers:
         if was_alone:
             self._manager.scheduler_restarted(info)
         else:
-            self._manager.replica_back()
+            self._manager.replica_back(info.get("adapters"))
         logger.info("The scheduler is back.")
 
     def _keep_adapters(self) -> None:
@@ -195,6 +197,26 @@ class Schedulers:
         if (adapters := self._config.adapters) is not None:
             loaded = dataclasses.replace(adapters, adapters=self._manager.adapters.current())
             self._config = dataclasses.replace(self._config, adapters=loaded)
+
+    async def _catch_up(self, replica: _Replica, given: Sequence[NamedAdapter], loaded: Mapping[Any, Any]) -> dict[int, Any]:
+        """Has a scheduler that was started with the adapters `given`, and could load those in `loaded`, load and unload what the others
+        were told of since. Returns what it has then, by uid; nothing is being loaded at that moment. Raises ConfigError if it ends
+        meanwhile."""
+        adapters, known = self._manager.adapters, {adapter.uid: adapter for adapter in given}
+        has = {int(uid): info for uid, info in loaded.items()}
+        while True:
+            await adapters.loads_end()
+            now = {adapter.uid: adapter for adapter in adapters.current()}
+            if now.keys() == known.keys():
+                return has
+            for uid in known.keys() - now.keys():
+                await replica.process.ask(UnloadAdapterReq(-uid, uid))
+                has.pop(uid, None)
+            for uid in now.keys() - known.keys():
+                reply = await replica.process.ask(LoadAdapterReq(-uid, uid, now[uid].path, now[uid].pinned))
+                if reply.ok and reply.adapter is not None and reply.adapter.digest == now[uid].digest:
+                    has[uid] = reply.adapter
+            known = now
 
     async def _check_same(self, replica: _Replica, info: dict[str, Any]) -> None:
         """Raises ConfigError for one that would compute other bits than those before it: then it is ended."""
@@ -221,11 +243,15 @@ class Schedulers:
         replica.deaths = [t for t in replica.deaths if now - t < RESTART_WINDOW] + [now]
         if len(replica.deaths) <= MAX_RESTARTS:
             return True
-        failure = f"the scheduler died {len(replica.deaths)} times within {RESTART_WINDOW:g} s"
+        self._end(f"the scheduler died {len(replica.deaths)} times within {RESTART_WINDOW:g} s")
+        return False
+
+    def _end(self, failure: str) -> None:
+        """Requests that wait get errors, and the server ends."""
+        self._stopping = True
         logger.error("Giving up: %s.", failure)
         self._manager.scheduler_died(failure)
         self._give_up(failure)
-        return False
 
     async def _heartbeat(self) -> None:
         """The watchdog: a scheduler that is silent for too long is killed, and so restarted. One that loads is left alone."""

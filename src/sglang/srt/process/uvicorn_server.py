@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import socket
 import ssl
@@ -26,8 +25,6 @@ logger = logging.getLogger("sglang")
 LAST_SECONDS = 3
 """for answers on their way when the time for draining is over"""
 MAX_FILES = 65536
-M_ARENA_MAX = -8
-"""of malloc.h"""
 
 
 class HttpServer(uvicorn.Server):
@@ -62,11 +59,12 @@ class HttpServer(uvicorn.Server):
 
 
 def uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
-    open_ones = Connections(http.max_connections)
+    open_ones, level = Connections(http.max_connections), http.log_level_http or http.log_level
     return uvicorn.Config(
         app,
         log_config=None,
-        log_level=http.log_level_http or http.log_level,
+        log_level=level,
+        access_log=logging.getLevelName(level.upper()) <= logging.INFO,  # its lines cost something even where none are kept
         loop="none",
         http=partial(LimitedProtocol, open_ones=open_ones, starts=Starts(), probes=Starts()),  # type: ignore[arg-type]
         ws="none",
@@ -118,9 +116,3 @@ def raise_file_limit() -> None:
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def limit_arenas() -> None:
-    """glibc gives every thread an arena that keeps what the largest request on it took; two of them are enough for all."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

@@ -98,6 +98,7 @@ class Adapters:
             self._loading.remove(entry)
             replies.append(self._finish_load(*entry))
         used = {req.adapter for req in self._live.values()} if self._leaving else set()
+        used.update(message.uid for message, _ in self._loading)  # its caller has given it up
         for message in [message for message in self._leaving if message.uid not in used]:
             self._leaving.remove(message)
             self._forget(message.uid)
@@ -124,6 +125,11 @@ class Adapters:
         self._tree.forget_adapter(uid)
         assert self._worker is not None
         self._worker.forget(uid)
+
+    def digest_of(self, uid: int) -> str | None:
+        """Of the content of an adapter; None for one that is not loaded."""
+        known = self._known.get(uid)
+        return (known.info.digest or None) if known is not None else None
 
     # --- requests -------------------------------------------------------------------------------------------------------------
 

@@ -2,20 +2,36 @@
 
 rows      [ one for each decoding request | extend of request a, and its draft | extend of request b ... ]
 samples   [ one for each request that gets a token | those after draft tokens ]
+
+The worker computes them while the masks of constrained rows are filled (`StepComputer`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, PromptLogprobs, SampleSpec
+from sglang.srt.forward_batch import (
+    ForwardBatch,
+    ForwardOutput,
+    Int32Array,
+    ModelWorker,
+    PromptLogprobs,
+    SampleSpec,
+    VocabMasks,
+)
 from sglang.srt.scheduler.adapters import rows_of
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposer import Draft
+
+LATE_SECONDS, LATE_SHARE = 0.001, 0.2
+"""A mask may take so long beyond the model's part, and such a share of that; then its request skips the step."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +101,13 @@ class Flight:
         return replace(batch, decodes=reqs, sampled=reqs), left, self.late.intersection(reqs)
 
 
-def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, takes_images: bool = False) -> ScheduleBatch:
-    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `takes_images`: the model takes more
-    than text."""
-    batch = _build(decodes, extends, table)
+def build_batch(decodes: list[Req], extends: list[Extend], memory: KvMemory, takes_images: bool = False) -> ScheduleBatch:
+    """One step. Slots for all its tokens are in the table of `memory`. `takes_images`: the model takes more than text."""
+    batch = _build(decodes, extends, memory.rows.table)
+    if memory.states is not None:
+        holds = [req.hold for req in [*decodes, *(extend.req for extend in extends)] if req.hold is not None]
+        prompts = [(e.req.hold, e.end, e.req.fill_len) for e in batch.prefills if e.req.hold is not None]
+        batch.forward.states = memory.plan_states(holds, prompts)
     batch.forward.row_adapter = row_adapters(decodes, extends)
     batch.forward.masked = any(req.grammar is not None and not req.in_reasoning for req in batch.sampled)
     if takes_images:
@@ -138,7 +157,7 @@ def _add_media(batch: ScheduleBatch) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _numbers(n: int) -> Int32Array:
+def numbers(n: int) -> Int32Array:
     """0, 1, ... n - 1; not to be written to."""
     numbers = np.arange(n, dtype=np.int32)
     numbers.setflags(write=False)
@@ -146,7 +165,8 @@ def _numbers(n: int) -> Int32Array:
 
 
 @lru_cache(maxsize=1024)
-def _ones(n: int) -> Int32Array:
+def ones(n: int) -> Int32Array:
+    """`n` times 1; not to be written to."""
     ones = np.ones(n, dtype=np.int32)
     ones.setflags(write=False)
     return ones
@@ -161,8 +181,8 @@ def _build(decodes: list[Req], extends: list[Extend], table: Int32Array) -> Sche
     if extends:
         return _with_extends(decodes, extends, table, (ids, positions, locs, rows))
     samples = [req.spec for req in decodes]
-    every = _numbers(n)
-    forward = ForwardBatch(ids, positions, locs, rows, every, _ones(n), positions + np.int32(1), every, samples)
+    every = numbers(n)
+    forward = ForwardBatch(ids, positions, locs, rows, every, ones(n), positions + np.int32(1), every, samples)
     return ScheduleBatch(decodes, extends, forward, decodes, [])
 
 
@@ -220,9 +240,8 @@ def _spec_after(extend: Extend, i: int) -> SampleSpec:
     """The sampling specification of the draft's `i`th token."""
     assert extend.draft is not None
     spec = extend.req.spec
-    return SampleSpec(
-        spec.params, spec.seed, spec.prompt_ids, spec.output_ids + extend.draft.ids[: _point(extend, i)], spec.eos_ids
-    )
+    output_ids = spec.output_ids + extend.draft.ids[: _point(extend, i)]
+    return SampleSpec(spec.params, spec.seed, spec.prompt_ids, output_ids, spec.eos_ids, follows=spec)
 
 
 def _prompt_logprobs(extend: Extend, req_idx: int, row: int) -> PromptLogprobs | None:
@@ -237,3 +256,70 @@ def _prompt_logprobs(extend: Extend, req_idx: int, row: int) -> PromptLogprobs |
     return PromptLogprobs(
         req_idx, row + first - 1 - extend.start, req.input_ids(first, last), options.top_num, options.token_ids
     )
+
+
+class StepComputer:
+    """Has the worker compute planned steps. `masks`: None without a grammar engine."""
+
+    def __init__(self, worker: ModelWorker, masks: MaskFiller | None) -> None:
+        self._worker = worker
+        self._masks = masks
+
+    def is_slow(self, req: Req) -> bool:
+        """Whether the last mask of a request was late."""
+        return self._masks is not None and req.grammar is not None and self._masks.is_suspect(req.grammar)
+
+    def compute(self, batch: ScheduleBatch) -> Flight:
+        """The model's part; masks are filled while it runs. A request whose mask is late gets no token in this step."""
+        began = time.perf_counter()
+        searching = {req for req in batch.sampled if req.finish.is_searching}  # was retracted, or its prompt was forced on
+        if not self._worker.info.runs_ahead:  # then `forward` returns when all is computed
+            late, is_filling = self.begin_masks(batch, searching)
+            self._worker.forward(batch.forward)
+            return self.finish(batch, late, is_filling, began)
+        self._worker.forward(batch.forward)
+        return self.finish(batch, *self.begin_masks(batch, searching), began)
+
+    def begin_masks(self, batch: ScheduleBatch, late: set[Req]) -> tuple[set[Req], bool]:
+        """Starts to fill the masks of all but those who are `late` anyway; returns all who are, and whether there is any to
+        wait for."""
+        masks = self._masks
+        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_reasoning]
+        constrained = [(i, req) for i, req in every if req.hold is not None and req not in late]
+        if masks is None or not constrained:
+            return late, False
+        busy = {req for _, req in constrained if masks.is_busy(req.grammar)}  # was retracted
+        constrained = [(i, req) for i, req in constrained if req not in busy]
+        if constrained:
+            self._start_masks(masks, batch, constrained)
+        return late | busy, bool(constrained)
+
+    def finish(self, batch: ScheduleBatch, late: set[Req], is_filling: bool, began: float) -> Flight:
+        """Has the tokens sampled, once the masks that were begun are there. The model's part began at `began`."""
+        masks: VocabMasks | None = None
+        if self._masks is not None and is_filling:
+            if not self._masks.are_ready(LATE_SECONDS):
+                self._worker.finish()  # on a CPU this thread computes as well
+            masks, late_rows = self._masks.finish(LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began))
+            reqs = batch.sampled + [extend.req for extend, _ in batch.drafted]
+            late = late.union(reqs[i] for i in late_rows)
+        if self._worker.info.runs_ahead:
+            return Flight(batch, self._worker.begin_sample(batch.forward, masks), late)
+        output = self._worker.sample(batch.forward, masks)
+        return Flight(batch, lambda: output, late)
+
+    def _start_masks(self, masks: MaskFiller, batch: ScheduleBatch, constrained: list[tuple[int, Req]]) -> None:
+        """Those of the `constrained` samples, then those after draft tokens."""
+        rows = [i for i, _ in constrained]
+        states = [req.grammar for _, req in constrained if req.grammar is not None]
+        owners = list(states)
+        no_eos = [req.forbids_eos(len(req.output_ids)) for _, req in constrained]
+        for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
+            draft, owner = extend.draft, extend.req.grammar
+            if draft is None or owner is None:  # free text
+                continue
+            rows.append(at)
+            states.append(draft.states[i])
+            owners.append(owner)
+            no_eos.append(extend.req.forbids_eos(len(extend.req.output_ids) + draft.points[i]))
+        masks.start(rows, states, no_eos, owners)

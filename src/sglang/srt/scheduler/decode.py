@@ -26,7 +26,7 @@ import numpy as np
 from sglang.srt.forward_batch import ForwardBatch
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue, party
-from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, row_adapters
+from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, numbers, ones, row_adapters
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.planning import gains_by_waiting
@@ -117,16 +117,15 @@ class RunningBatch:
         short = [hold for hold in holds if hold.reserved_len < hold.kv_len + 2]
         if short and not self._memory.grow_by_one(short):
             return None
-        rows = np.array([hold.row for hold in holds], dtype=np.int32)
-        positions = np.array([hold.kv_len + 1 for hold in holds], dtype=np.int32)
-        every, ones = np.arange(len(reqs), dtype=np.int32), np.ones(len(reqs), dtype=np.int32)
+        rows, positions = np.array([(hold.row, hold.kv_len + 1) for hold in holds], dtype=np.int32).T
+        every = numbers(len(reqs))
         forward = ForwardBatch(
             input_ids=np.zeros(len(reqs), dtype=np.int32),
             positions=positions,
             out_cache_loc=self._memory.rows.table[rows, positions],
             req_pool_idx=rows,
             q_start=every,
-            q_len=ones,
+            q_len=ones(len(reqs)),
             seq_lens=positions + np.int32(1),
             sample_rows=every,
             samples=[req.spec for req in reqs],
@@ -140,6 +139,11 @@ class RunningBatch:
         self._take_off(req)
         self._waiting.push_front(req)
         self._estimate.note_retraction(self.reqs)
+
+    def step_aside(self, req: Req) -> None:
+        """Takes a request off the batch that others are not to wait for; it is its caller's now."""
+        self._take_off(req)
+        self._prefill.unblock()
 
     def give_turn(self, turns: Turns) -> None:
         """A client that has waited for long takes the place of another client's request, which goes back into the queue."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sglang.srt.config import OF_BATCHES
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import Embedder
 from sglang.srt.messages import (
@@ -75,8 +76,9 @@ class Line:
             self._of_client[req.client] = others
 
     def in_turns(self) -> Iterator[EmbedReq]:
-        """All texts, one of each client at a time."""
-        for turn in itertools.zip_longest(*(texts.values() for texts in self._of_client.values())):
+        """All texts, one of each client at a time; those of batches only when there are no others."""
+        others = [texts for client, texts in self._of_client.items() if not client.startswith(OF_BATCHES)]
+        for turn in itertools.zip_longest(*(texts.values() for texts in others or self._of_client.values())):
             yield from (req for req in turn if req is not None)
 
 

@@ -118,6 +118,8 @@ class Req:
     num_loads: int = 0
     restored: tuple[int, int] | None = None
     """positions that were read for it"""
+    restored_from: str = "memory"
+    """the tier that they were read from"""
     no_reuse: bool = False
     logprob_next: int = 0
     input_log: LogprobLog = field(default_factory=LogprobLog)
@@ -142,6 +144,11 @@ class Req:
     def is_waiting(self) -> bool:
         """Whether it waits for something other than a place: for images of others, or for the disk."""
         return self.load is not None or (self.media is not None and self.media.is_waiting)
+
+    @property
+    def may_be_late(self) -> bool:
+        """Whether a step of it may bring no token: a mask or a search may take longer than the step."""
+        return self.grammar is not None or bool(self.msg.sampling.stop_regex)
 
     @property
     def key(self) -> str:

@@ -12,16 +12,17 @@ Forced tokens are those that masks would have led to, one sample at a time: the 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.forward_batch import ForwardOutput, Int32Array, LogprobResult
 from sglang.srt.messages import DRAFTED, FORCED, SAMPLED, DraftCounts, FinishReason, TokenOut
-from sglang.srt.scheduler.batch import ScheduleBatch
+from sglang.srt.scheduler.batch import Extend, ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import abort_reason, nan_reason
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftStep
+from sglang.srt.vocabulary import ends_reasoning
 
 MAX_FORCED = 512
 """Tokens appended at once; what a grammar forces beyond that follows in later steps."""
@@ -45,15 +46,15 @@ class StepResults:
         """Enters the output of `batch`. A `late` request has no token yet: its last row is computed again in a later step."""
         for req in batch.decodes:
             assert req.hold is not None
-            req.hold.kv_len += req not in late
+            self._advance(req, req.hold.kv_len + 1, late)
         for extend in batch.extends:
-            assert extend.req.hold is not None
-            extend.req.hold.kv_len = extend.end - (extend.req in late)
+            self._advance(extend.req, extend.end, late)
         for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
             self._commit_scores(req, asked.targets, scores)
         reasons = self._commit_tokens(batch, output, late)
-        self.num_accepted += commit_drafts(batch, output, late, reasons)
-        count_drafts(batch, self.drafts)
+        if batch.drafted:
+            self.num_accepted += commit_drafts(batch, output, late, reasons)
+            count_drafts(batch, self.drafts)
         for req in batch.decodes:
             if req not in late:
                 self._conclude(req, reasons[req.rid])
@@ -72,6 +73,11 @@ class StepResults:
                     self._conclude(req, reason)
                 if reason is None and not extend.is_jump:
                     self.decoding.append(req)
+
+    def _advance(self, req: Req, end: int, late: Collection[Req]) -> None:
+        """The rows before `end` are computed."""
+        assert req.hold is not None
+        (self._memory.stay if req in late else self._memory.advance)(req.hold, end)
 
     def _commit_scores(self, req: Req, targets: Int32Array, scores: LogprobResult) -> None:
         """Log probabilities of tokens that were not sampled: first the prompt's, then forced ones."""
@@ -188,7 +194,7 @@ def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None, ori
     req.note_origin(origin)
     req.num_since_forced += 1
     if req.in_reasoning:
-        req.in_reasoning = token_id not in req.msg.grammar_after
+        req.in_reasoning = origin != FORCED and not _has_ended_reasoning(req)
     elif req.grammar is not None and not req.grammar.accept(token_id):
         return _stuck(req)
     reason = _check(req, token_id)
@@ -200,6 +206,10 @@ def _leave_healed(req: Req) -> None:
     """Once the prompt's end is said, text that nothing else constrains goes on freely."""
     if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
         req.grammar = None
+
+
+def _has_ended_reasoning(req: Req) -> bool:
+    return ends_reasoning(req.output_ids, req.msg.grammar_after, req.msg.grammar_lead)
 
 
 def _end_reasoning(req: Req) -> int:
@@ -239,7 +249,7 @@ def take_sent(req: Req) -> FinishReason | None:
         req.output_ids.append(token_id)
         req.note_origin(SAMPLED)  # the client has been told
         if req.in_reasoning:
-            req.in_reasoning = token_id not in req.msg.grammar_after
+            req.in_reasoning = not _has_ended_reasoning(req)
         elif req.grammar is not None and not req.grammar.accept(token_id):
             return _stuck(req)
         req.finish.note_sent(token_id)
@@ -262,6 +272,15 @@ def _take_expected(req: Req, step: DraftStep) -> FinishReason | None:
             return None
     req.grammar = step.state
     return None
+
+
+def note_admitted(extends: Iterable[Extend]) -> None:
+    """Notes of requests that are new in a step what was cached of them, and when they started."""
+    for extend in extends:
+        req = extend.req
+        if extend.is_new and req.cached_len < 0:
+            req.cached_len = min(extend.start, req.prompt_len)
+            req.started_at = time.monotonic()
 
 
 def take_forced(req: Req) -> FinishReason | None:

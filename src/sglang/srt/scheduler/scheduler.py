@@ -14,9 +14,9 @@ import time
 
 import msgspec
 
-from sglang.srt.config import GrammarOptions, ScheduleOptions
+from sglang.srt.config import BACKGROUND, GrammarOptions, ScheduleOptions
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.forward_batch import ModelWorker, VocabMasks
+from sglang.srt.forward_batch import ModelWorker
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -36,11 +36,12 @@ from sglang.srt.messages import (
     ViewReq,
 )
 from sglang.srt.scheduler.adapters import Adapters
+from sglang.srt.scheduler.admission.background import Background
 from sglang.srt.scheduler.admission.inlet import Inlet
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner, prefill_limits
 from sglang.srt.scheduler.admission.restoring import Restoring
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue
-from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, build_batch
+from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, StepComputer, build_batch
 from sglang.srt.scheduler.cache.disk.tier import OpenTier
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch, overtaken
@@ -53,7 +54,8 @@ from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.media.encoder_gate import EncoderGate
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.results import StepResults, take_forced, take_searched, take_sent
+from sglang.srt.scheduler.results import StepResults, note_admitted, take_forced, take_searched, take_sent
+from sglang.srt.scheduler.speculation.draft.model import DraftModel
 from sglang.srt.scheduler.speculation.planning import DraftBudget, Proposers, add_drafts, is_confident
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
@@ -67,8 +69,6 @@ COMPILING_SECONDS = 0.002
 IDLE_GRACE_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
 WAIT_SECONDS = 0.001
-LATE_SECONDS, LATE_SHARE = 0.001, 0.2
-"""A mask may take so long beyond the model's part, and such a share of that; then its request skips the step."""
 
 
 class Scheduler:
@@ -85,6 +85,7 @@ class Scheduler:
         journal: GrammarJournal | None = None,
         trials: Trials | None = None,
         open_tier: OpenTier | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         """`journal`: of native grammar code; `open_tier`: the cache on disk. Closes `trials`. Raises ConfigError, as for no backend."""
         info = worker.info
@@ -99,6 +100,7 @@ class Scheduler:
             info.context_len,
             options.page_size,
             not options.disable_radix_cache,
+            info.state_slots,
         )
         worker.bind(self.memory.rows.table)
         backend = create_backend(vocabulary, grammar_options)
@@ -112,6 +114,8 @@ class Scheduler:
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
             self._masks = MaskFiller(backend, info.vocab_size, sorted(vocabulary.eos_token_ids))
+        self._steps = StepComputer(worker, self._masks)
+        self._proposers = Proposers(options.speculation, self._compiler.num_kept, self.memory.tree, draft_model)
         self._inlet = Inlet(
             info,
             self.memory,
@@ -120,17 +124,21 @@ class Scheduler:
             self._searches,
             options.random_seed,
             grammar_options.jump_forward,
-            Proposers(options.speculation, self._compiler.num_kept, self.memory.tree),
+            self._proposers,
             self.adapters,
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
-        self._restoring = Restoring(open_tier and open_tier(self.memory, worker.finish), self.memory, self._waiting)
+        tier = open_tier and open_tier(self.memory, worker.finish)
+        if tier is not None:
+            tier.names.image_of, tier.names.adapter_of = self._inlet.image_ids.item_of, self.adapters.digest_of
+        self._restoring = Restoring(tier, self.memory, self._waiting)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = prefill_limits(options, info)
         self._gate = EncoderGate(worker, limits.chunk_tokens)
         self._takes_images = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate, self.adapters)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
+        self._background = Background(self._waiting, self._running, self._prefill)
         self._turns = Turns(self._waiting)
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._profiler = Profiler()
@@ -159,6 +167,7 @@ class Scheduler:
             self._compiler.close()
             if self._masks is not None:
                 self._masks.close()
+            self._proposers.close()
             self._worker.close()
 
     def step(self) -> bool:
@@ -172,8 +181,10 @@ class Scheduler:
             self._prefill.unblock()
         flight, self._flight = self._flight, None
         if flight is None and not self._paused:
+            if self._background.num_live:
+                self._background.settle(len(self._live))
             batch = self._plan(results)
-            flight = self._compute(batch) if batch is not None else None
+            flight = self._steps.compute(batch) if batch is not None else None
         if flight is not None:
             if self._began:  # the device works meanwhile; on a CPU this thread computes as well, but not yet
                 self._began = False
@@ -182,9 +193,13 @@ class Scheduler:
             began = time.perf_counter()
             batch, output, late = flight.land()
             results.commit(batch, output, late)
+            if self._proposers.draft_model is not None:
+                self._proposers.note_step(batch, results.drafts)
             self._settle(batch, results)
             if ahead is not None:
-                self._flight = self._finish(ahead, *self._begin_masks(ahead, overtaken(ahead)), began)
+                self._flight = self._steps.finish(ahead, *self._steps.begin_masks(ahead, overtaken(ahead)), began)
+        elif self._proposers.draft_model is not None:
+            self._proposers.note_pause()
         self._emit(results)
         worked = self._takes_images and not self._paused and self._gate.work(busy=flight is not None)
         return flight is not None or worked
@@ -192,6 +207,8 @@ class Scheduler:
     def _receive(self) -> None:
         if self._viewing.is_on:
             self._viewing.report(self._snapshot)
+        if self._background.num_live:
+            self._background.settle(len(self._live))
         waits = self._running.reqs or self._prefill.partial or len(self._waiting) > self._restoring.num_waiting
         busy = self._flight is not None or (not self._paused and waits)
         for reply in self.adapters.poll() if self.adapters.is_busy else ():
@@ -237,7 +254,7 @@ class Scheduler:
         self._prefill.unfit.clear()
         if self._restoring.is_on:
             self._restoring.note_admitted(extends)
-        self._note_admitted(extends)
+        note_admitted(extends)
         if not extends and not self._running.reqs:
             if self._prefill.partial is not None:  # stuck alone: begin again in one piece
                 self._prefill.partial.no_reuse = True
@@ -246,8 +263,10 @@ class Scheduler:
         if not (decodes or jumps or extends):
             time.sleep(WAIT_SECONDS)  # all requests wait for masks or searches
             return None
+        if extends and self._proposers.draft_model is not None:
+            self._proposers.follow(extends, len(self._running.reqs))
         decodes, extends = self._add_drafts(decodes, jumps, extends)
-        return build_batch(decodes, extends, self.memory.rows.table, self._takes_images)
+        return build_batch(decodes, extends, self.memory, self._takes_images)
 
     def _add_drafts(self, decodes: list[Req], jumps: list[Extend], prompts: list[Extend]) -> tuple[list[Req], list[Extend]]:
         """Drafts of what comes next, as far as the step has room. Grammars whose masks are late take no part."""
@@ -258,25 +277,12 @@ class Scheduler:
         rows = len(decodes) + sum(extend.length for extend in extends)
         samples = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
         budget = DraftBudget(info.max_batch_tokens - rows, samples, rows)
-        slow = [req for req in decodes if self._has_slow_masks(req)]
-        slow_extends = [extend for extend in extends if self._has_slow_masks(extend.req)]
+        slow = [req for req in decodes if self._steps.is_slow(req)]
+        slow_extends = [extend for extend in extends if self._steps.is_slow(extend.req)]
         quick = [req for req in decodes if req not in slow]
-        plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], budget, self.memory)
+        swift = [extend for extend in extends if extend not in slow_extends]
+        plain, longer = add_drafts(quick, swift, budget, self.memory, self._proposers)
         return slow + plain, slow_extends + longer
-
-    def _has_slow_masks(self, req: Req) -> bool:
-        return self._masks is not None and req.grammar is not None and self._masks.is_suspect(req.grammar)
-
-    def _compute(self, batch: ScheduleBatch) -> Flight:
-        """The model's part; masks are filled while it runs. A request whose mask is late gets no token in this step."""
-        began = time.perf_counter()
-        searching = {req for req in batch.sampled if req.finish.is_searching}  # was retracted, or its prompt was forced on
-        if not self._worker.info.runs_ahead:  # then `forward` returns when all is computed
-            late, is_filling = self._begin_masks(batch, searching)
-            self._worker.forward(batch.forward)
-            return self._finish(batch, late, is_filling, began)
-        self._worker.forward(batch.forward)
-        return self._finish(batch, *self._begin_masks(batch, searching), began)
 
     def _run_ahead(self, flight: Flight) -> ScheduleBatch | None:
         """Begins the step after `flight`, if that needs nothing but its tokens."""
@@ -291,50 +297,6 @@ class Scheduler:
         if batch is not None:
             self._worker.forward(batch.forward)
         return batch
-
-    def _begin_masks(self, batch: ScheduleBatch, late: set[Req]) -> tuple[set[Req], bool]:
-        """Starts to fill the masks of all but those who are `late` anyway; returns all who are, and whether there is any to
-        wait for."""
-        masks = self._masks
-        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_reasoning]
-        constrained = [(i, req) for i, req in every if req.hold is not None and req not in late]
-        if masks is None or not constrained:
-            return late, False
-        busy = {req for _, req in constrained if masks.is_busy(req.grammar)}  # was retracted
-        constrained = [(i, req) for i, req in constrained if req not in busy]
-        if constrained:
-            self._start_masks(masks, batch, constrained)
-        return late | busy, bool(constrained)
-
-    def _finish(self, batch: ScheduleBatch, late: set[Req], is_filling: bool, began: float) -> Flight:
-        """Has the tokens sampled, once the masks that were begun are there. The model's part began at `began`."""
-        masks: VocabMasks | None = None
-        if self._masks is not None and is_filling:
-            if not self._masks.are_ready(LATE_SECONDS):
-                self._worker.finish()  # on a CPU this thread computes as well
-            masks, late_rows = self._masks.finish(LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began))
-            reqs = batch.sampled + [extend.req for extend, _ in batch.drafted]
-            late = late.union(reqs[i] for i in late_rows)
-        if self._worker.info.runs_ahead:
-            return Flight(batch, self._worker.begin_sample(batch.forward, masks), late)
-        output = self._worker.sample(batch.forward, masks)
-        return Flight(batch, lambda: output, late)
-
-    def _start_masks(self, masks: MaskFiller, batch: ScheduleBatch, constrained: list[tuple[int, Req]]) -> None:
-        """Those of the `constrained` samples, then those after draft tokens."""
-        rows = [i for i, _ in constrained]
-        states = [req.grammar for _, req in constrained if req.grammar is not None]
-        owners = list(states)
-        no_eos = [req.forbids_eos(len(req.output_ids)) for _, req in constrained]
-        for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
-            draft, owner = extend.draft, extend.req.grammar
-            if draft is None or owner is None:  # free text
-                continue
-            rows.append(at)
-            states.append(draft.states[i])
-            owners.append(owner)
-            no_eos.append(extend.req.forbids_eos(len(extend.req.output_ids) + draft.points[i]))
-        masks.start(rows, states, no_eos, owners)
 
     def _settle(self, batch: ScheduleBatch, results: StepResults) -> None:
         """Brings the owners up to date with a step."""
@@ -354,16 +316,11 @@ class Scheduler:
         if self._stats.note_step(batch, results.num_accepted, results.drafts, num_decodes, num_queued):
             self._outbox.send(self._snapshot())
 
-    def _note_admitted(self, extends: list[Extend]) -> None:
-        for extend in extends:
-            req = extend.req
-            if extend.is_new and req.cached_len < 0:
-                req.cached_len = min(extend.start, req.prompt_len)
-                req.started_at = time.monotonic()
-
     def _emit(self, results: StepResults) -> None:
         for req in results.ended:
             del self._live[req.rid]
+            if req.msg.priority == BACKGROUND:
+                self._background.leave()
         if results.ended:
             self._prefill.unblock()
         if results.outs:
@@ -404,11 +361,15 @@ class Scheduler:
             self._outbox.send(reply)
 
     def _accept(self, msg: TokenizedReq) -> None:
+        in_background = msg.priority == BACKGROUND
         try:
             if msg.rid in self._live:
                 raise RequestError(f"a request with the id {msg.rid!r} is already running", "rid")
             if msg.resumed is None:  # one that is resumed was let in before
-                self._inlet.check_room(msg, self._waiting, self._options.max_queued_requests)
+                most = self._options.max_queued_requests
+                if in_background or self._background.num_live:
+                    most = self._background.room(msg, most)
+                self._inlet.check_room(msg, self._waiting, most)
             req = self._inlet.create(msg)
             if req.media is not None:
                 self._gate.check(req.media)
@@ -417,6 +378,8 @@ class Scheduler:
             self._refuse(msg, abort_reason(error))
             return
         self._live[msg.rid] = req
+        if in_background:
+            self._background.enter()
         if ready:
             results = StepResults(self.memory)
             self._enqueue(req, results)
@@ -471,7 +434,7 @@ class Scheduler:
                 self._prefill.partial = None
             elif req.hold is not None:
                 self._running.reqs.remove(req)
-            elif not self._inlet.remove(req.rid):
+            elif not (self._background.remove(req) or self._inlet.remove(req.rid)):
                 self._waiting.remove(req)
             results.end(req, reason)
         self._checked = False
@@ -480,21 +443,25 @@ class Scheduler:
     def _flush(self, call_id: int) -> ControlReply:
         if self._live or not self.memory.flush():
             return ControlReply(call_id, False, f"{len(self._live)} requests run or wait; the cache was not flushed")
+        if not self.memory.allocator.num_held:
+            self._worker.release_kv()
         self._compiler.flush()
+        self._proposers.flush()
         return ControlReply(call_id)
 
     # --- looking at the whole -----------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> SchedulerStats:
         running = len(self._running.reqs) + (self._prefill.partial is not None)
-        stats = self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
+        num_queued = len(self._waiting) + len(self._background)
+        stats = self._stats.snapshot(running, num_queued, len(self._inlet), self._running.num_retractions)
         stats = msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._takes_images else stats
         return self._restoring.add_stats(stats) if self._restoring.is_on else stats
 
     def check_integrity(self) -> list[str]:
         """Inconsistencies of slots, rows, trees and the places of requests; empty if there are none."""
-        problems = self.memory.check_integrity()
-        places = len(self._inlet) + len(self._waiting) + len(self._running.reqs) + (self._prefill.partial is not None)
+        problems = self.memory.check_integrity() + self._proposers.check_integrity()
+        places = len(self._inlet) + len(self._waiting) + len(self._background) + len(self._running.holders)
         if places != len(self._live):
             problems.append(f"{len(self._live)} requests are alive, {places} are somewhere")
         return problems

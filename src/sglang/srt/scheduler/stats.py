@@ -41,10 +41,11 @@ class StepStats:
         self.num_steps += 1
         for proposer, counts in drafts.items():
             self._drafts.setdefault(proposer, DraftCounts()).add(counts)
-        num_jumped = sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
-        self._num_generated += len(batch.sampled) + num_accepted + num_jumped
-        if prefills := batch.prefills:
-            self._log_prefill(prefills, num_running, num_queued)
+        self._num_generated += len(batch.sampled) + num_accepted
+        if batch.extends:
+            self._num_generated += sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
+            if prefills := batch.prefills:
+                self._log_prefill(prefills, num_running, num_queued)
         if batch.decodes:
             self.num_decode_steps += 1
             if self.num_decode_steps % self._interval == 0:

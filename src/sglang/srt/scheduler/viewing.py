@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sglang.srt.messages import NodeView, Outbox, SchedulerStats, StepView, ViewDelta
+from sglang.srt.machine_view import NodeView, StepView
+from sglang.srt.messages import Outbox, SchedulerStats, ViewDelta
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
 
@@ -43,6 +44,8 @@ class Viewing:
         self._omitted: set[int] = set()
         self._steps: list[StepView] = []
         self._last_step = self._next_report = 0.0
+        self._told: SchedulerStats | None = None
+        """the last state that was sent"""
         self._tree.observer = self if is_on else None
 
     def look(self, on: bool) -> None:
@@ -90,15 +93,20 @@ class Viewing:
             del self._steps[0]
 
     def report(self, snapshot: Callable[[], SchedulerStats]) -> None:
-        """Sends the changes, if there are viewers and it is time."""
-        if not self.has_news or (now := time.monotonic()) < self._next_report:
+        """Sends the changes, if there are viewers and it is time. The state changes without a step as well: requests that wait may
+        be aborted."""
+        if not self.is_on or (now := time.monotonic()) < self._next_report:
             return
         self._next_report = now + SECONDS_BETWEEN
+        stats = snapshot()
+        if not self.has_news and stats == self._told:
+            return
+        self._told = stats
         nodes = self._take_nodes()
         gone, self._gone = self._gone[:NUM_AT_ONCE], self._gone[NUM_AT_ONCE:]
         steps, self._steps = self._steps, []
         is_first, self._is_first = self._is_first, False
-        self._outbox.send(ViewDelta(is_first, nodes, gone, len(self._dirty), len(self._omitted), steps, snapshot()))
+        self._outbox.send(ViewDelta(is_first, nodes, gone, len(self._dirty), len(self._omitted), steps, stats))
 
     def _take_nodes(self) -> list[NodeView]:
         taken: list[NodeView] = []

@@ -16,6 +16,7 @@ from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq, TokenOut
 from sglang.srt.process.relay import End, LoopShare, Relay
 from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts, own_rid
+from sglang.srt.server.http.journal import output_line
 from sglang.srt.server.sessions import Turn
 from sglang.srt.server.tokenization.detokenizer import Detokenizer
 
@@ -39,6 +40,12 @@ class Progress(msgspec.Struct, eq=False):
     @property
     def hold_bytes(self) -> int:
         return self.last.hold_bytes if self.last is not None else 0
+
+    def continued(self, request: TokenizedReq) -> TokenizedReq:
+        """The request as the next scheduler gets it."""
+        if not self.was_sent:
+            return request
+        return msgspec.structs.replace(request, resumed=tuple(self.ids), resumed_hold=self.hold_bytes)
 
     def note(self, out: TokenOut) -> TokenOut:
         """Takes an output. What the client has from a scheduler before (prompt log probabilities) is left out."""
@@ -122,9 +129,11 @@ class Call:
         "_timer",
         "_unread",
         "_waiter",
+        "journal",
         "key",
         "name",
         "open",
+        "received",
         "share",
         "started_at",
         "trace",
@@ -147,6 +156,10 @@ class Call:
         self.started_at = started_at
         self.trace: str | None = None
         self.turn: Turn | None = None
+        self.received: list[TokenOut] = []
+        """of another server, while they are repeated here"""
+        self.journal: list[bytes] | None = None
+        """if a gateway keeps one: lines for the outputs that were taken, to be sent before what is made of them"""
 
     def __aiter__(self) -> Call:
         return self
@@ -161,7 +174,10 @@ class Call:
             if not self.open:
                 raise StopAsyncIteration
             await self._wait()
-        return self._unread.pop()
+        out = self._unread.pop()
+        if self.journal is not None:
+            self.journal.append(output_line(out.as_token_out()))
+        return out
 
     async def ready(self, timeout: float) -> None:
         """Waits for the first output, at most `timeout` seconds. Raises if the call has failed by then."""
@@ -228,6 +244,10 @@ class Call:
     def put(self, out: GenerateOut) -> None:
         self._unread.put(out)
         self._wake()
+
+    def repeat(self, out: GenerateOut) -> None:
+        """An output as another server gave it: it is joined to no other one."""
+        self._unread.apart.append(out)
 
     def fail(self, error: SglangError) -> None:
         self._error = error

@@ -26,8 +26,8 @@ class ControlCalls:
         """Sends what nobody waits for."""
         self._send(message)
 
-    async def ask(self, make: Callable[[int], ToScheduler], seconds: float = CALL_SECONDS) -> ControlReply:
-        """Sends what `make` makes of the call's id and waits for `seconds`. Raises OverloadError without an answer in time, EngineDeadError if
+    async def ask(self, make: Callable[[int], ToScheduler], seconds: float | None = CALL_SECONDS) -> ControlReply:
+        """Sends what `make` makes of the call's id and waits for `seconds` (None: for ever). Raises OverloadError without an answer in time, EngineDeadError if
         the scheduler dies."""
         call_id = next(self._ids)
         future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()

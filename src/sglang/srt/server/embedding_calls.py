@@ -16,6 +16,7 @@ from sglang.srt.server.resuming import DEADLY, MAX_DEATHS
 
 AT_ONCE = 200
 """texts of one call that are sent before others have their turn"""
+TAKEN = "a request with such a rid is already running"
 
 Vector = npt.NDArray[np.float32]
 
@@ -57,18 +58,20 @@ class EmbeddingCalls:
         cancelled, its texts are aborted. Raises what the first that failed did."""
         prefix = uuid4().hex
         names = rids or [f"{prefix}_{i}" for i in range(len(texts))]
+        lens = first_lens or [0] * len(texts)
         if any(name in self._waiting for name in names):
-            raise RequestError("a request with such a rid is already running", "rid")
+            raise RequestError(TAKEN, "rid")
         loop = asyncio.get_running_loop()
-        own = [
-            _Text(EmbedReq(name, pack_ids(ids), client, first_len), loop.create_future())
-            for name, ids, first_len in zip(names, texts, first_lens or [0] * len(texts), strict=True)
-        ]
-        self._waiting.update((text.request.rid, text) for text in own)
+        own: list[_Text] = []
         try:
-            for i, text in enumerate(own):
+            for i, (name, ids, first_len) in enumerate(zip(names, texts, lens, strict=True)):
                 if i and i % AT_ONCE == 0:
                     await asyncio.sleep(0)
+                if name in self._waiting:  # since then
+                    raise RequestError(TAKEN, "rid")
+                text = _Text(EmbedReq(name, pack_ids(ids), client, first_len), loop.create_future())
+                self._waiting[name] = text
+                own.append(text)
                 self._hand_over(text)
             return list(await asyncio.gather(*(text.future for text in own)))
         finally:

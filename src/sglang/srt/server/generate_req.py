@@ -10,14 +10,17 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import RequestError
-from sglang.srt.messages import DraftCounts, FinishReason, LogprobOptions, Logprobs, TokenizedReq
+from sglang.srt.messages import DraftCounts, FinishReason, LogprobOptions, Logprobs, TokenizedReq, TokenOut
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.http.request_scope import new_name
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.sessions import SessionParams
 
 DEFAULT_SAMPLING = SamplingParams()
 MAX_SEQUENCES = 16_384
 """of one call; known before anything is done for each of them"""
+MAX_REPEATED = 8_000_000
+"""characters or ids of what a call says once and each of its prompts holds, in all prompts together"""
 MAX_RID = 1024
 
 
@@ -58,6 +61,7 @@ class GenerateReq(msgspec.Struct, eq=False):
     cache_salt: str | None = None
     priority: int = 0
     grammar_after: tuple[int, ...] = ()
+    grammar_lead: tuple[int, ...] = ()
     session: SessionParams | None = None
     token_healing: bool = False
     """take back the tokens at the end of the prompt whose text could go on (tokenization/healing.py)"""
@@ -99,6 +103,27 @@ class GenerateOut(msgspec.Struct, eq=False):
     """at the end, of a request that had drafts"""
     seconds: float = 0.0
     """since the call started"""
+    unsaid_bytes: int = 0
+    """of the ids, at the end, that are not part of `text`: TokenOut.hold_bytes, or at the end `trim_bytes`"""
+
+    def as_token_out(self) -> TokenOut:
+        """What the scheduler would have said, had it said all of this at once."""
+        hold, trim = (0, self.unsaid_bytes) if self.finish is not None else (self.unsaid_bytes, 0)
+        return TokenOut(
+            rid=str(self.index),
+            ids=self.ids,
+            finish=self.finish,
+            hold_bytes=hold,
+            trim_bytes=trim,
+            prompt_len=self.prompt_len,
+            cached_len=self.cached_len,
+            completion_len=self.completion_len,
+            num_retractions=self.num_retractions,
+            drafts=self.drafts,
+            input_logprobs=self.input_logprobs,
+            output_logprobs=self.output_logprobs,
+            origins=self.origins,
+        )
 
 
 class JoinedOut:
@@ -184,6 +209,17 @@ def check_count(num_prompts: int, name: str) -> None:
         raise RequestError(f"a request may have at most {MAX_SEQUENCES} prompts, got {num_prompts}", name)
 
 
+def check_repeated(length: int, count: int, name: str, most: int) -> None:
+    """Raises RequestError if a text that stands beside each of `count` others makes much more of a request than it is. One of more
+    than `most` has an error of its own."""
+    if length * count > MAX_REPEATED and length <= most:
+        raise RequestError(
+            f"{name} has {length} characters or ids and stands in each of {count} prompts: at most {MAX_REPEATED} in all; "
+            "send fewer at once",
+            name,
+        )
+
+
 def for_each(name: str, value: Any, count: int) -> list[Any]:
     """One value for each of `count` prompts."""
     if not isinstance(value, list):
@@ -213,7 +249,7 @@ def own_rid(request: TokenizedReq) -> str:
 
 def rids_of(rid: str | list[str] | None, count: int, is_batch: bool) -> list[str]:
     if rid is None:
-        return [token_hex(16) for _ in range(count)]
+        return [new_name() for _ in range(count)]
     if isinstance(rid, str):
         return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
     if len(rid) != count:

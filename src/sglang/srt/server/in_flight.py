@@ -14,7 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
+from sglang.srt.errors import DeadlyRequestError, EngineDeadError, OverloadError, RequestError, SglangError
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -81,6 +81,8 @@ class InFlight:
                 self._open(call, requests[at : at + AT_ONCE], at)
                 if len(requests) > AT_ONCE:
                     await asyncio.sleep(0)
+            if call.received:
+                self._repeat(call, requests)
             for at in range(0, len(requests), AT_ONCE):
                 if at:
                     await asyncio.sleep(0)
@@ -115,10 +117,27 @@ class InFlight:
             if sequence is not None:
                 if self.has_scheduler and not sequence.progress.is_sent:
                     sequence.progress.is_sent = True
-                    self._send(request)
+                    self._send(sequence.progress.continued(request))
                 self._records.handed_over(request)
 
+    def _repeat(self, call: Call, requests: list[TokenizedReq]) -> None:
+        """Gives the call what another server gave before; its sequences go on behind that."""
+        now = time.monotonic()
+        for out in call.received:
+            index = int(out.rid)
+            if index < len(requests):
+                self._on_output(msgspec.structs.replace(out, rid=requests[index].rid), now)
+        call.received = []
+        for sequence in call.open.values():
+            sequence.progress.was_sent = sequence.progress.last is not None
+
     # --- ends ---------------------------------------------------------------------------------------------------------------
+
+    def replace(self, key: str) -> None:
+        """Drops the call with this key, if there is one: the same request comes again, and nobody hears that one any more."""
+        call = self._calls.get(key)
+        if call is not None:
+            call.cancel()
 
     def abort(self, key: str, message: str) -> None:
         """Aborts a sequence, or all sequences of a call, by its key (generate_req.wire_rid). Its caller gets the final output. An
@@ -177,11 +196,10 @@ class InFlight:
         """Takes what came from the scheduler at `now` (time.monotonic())."""
         self._heard_at = now
         for out in message.outs:
-            self._on_output(out, now)
+            if not (self._records.leaving and self._records.take_last(out)):
+                self._on_output(out, now)
 
     def _on_output(self, token_out: TokenOut, now: float) -> None:
-        if self._records.leaving and self._records.take_last(token_out):
-            return
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
             return  # dropped meanwhile
@@ -210,6 +228,7 @@ class InFlight:
             num_retractions=token_out.num_retractions,
             drafts=token_out.drafts,
             seconds=now - call.started_at,
+            unsaid_bytes=token_out.hold_bytes if token_out.finish is None else token_out.trim_bytes,
         )
         if call.turn is not None:
             call.turn.add(out.ids)
@@ -217,6 +236,9 @@ class InFlight:
             self._records.said(sequence, token_out, out, self._heard_at)
         if out.finish is not None:
             self._finish(sequence, out)
+        elif call.received:
+            sequence.said = True
+            call.repeat(out)
         elif (due := sequence.due(out, self._stream_interval)) is not None:
             call.put(due)
 
@@ -250,7 +272,9 @@ class InFlight:
             call.turn = None
         self._forget(call, sequence.request.rid)
         self._records.finished(sequence, out)
-        if error is None:
+        if error is None and call.received:
+            call.repeat(out)
+        elif error is None:
             call.put(sequence.with_held(out))
         else:
             self.drop(call, "another sequence of the same request failed")
@@ -298,4 +322,4 @@ def _error_of(finish: FinishReason) -> SglangError | None:
     message = finish.message or "the request was aborted"
     if finish.status_code == 503:
         return OverloadError(message)
-    return RequestError(message) if finish.status_code < 500 else EngineDeadError(message)
+    return RequestError(message) if finish.status_code < 500 else DeadlyRequestError(message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sglang.srt.config import HttpOptions
+from sglang.srt.config import BACKGROUND, HttpOptions
 from sglang.srt.errors import ContextLengthError, RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import LogprobOptions, TokenizedReq, pack_ids
@@ -239,7 +239,9 @@ class RequestMaker:
             packed = pack_ids(ids)
             for name, choice in samples_of(rid, fitted):
                 if choice.seed is None and not choice.is_greedy:  # fixed here, for whichever scheduler generates it
-                    choice = msgspec.structs.replace(choice, seed=self._seeds.getrandbits(63))
+                    choice = msgspec.structs.replace(
+                        choice, seed=scope.journal.seed() if scope.journal is not None else self._seeds.getrandbits(63)
+                    )
                 requests.append(
                     TokenizedReq(
                         rid=name,
@@ -250,9 +252,10 @@ class RequestMaker:
                         stream=req.stream,
                         group=rid if sampling.n > 1 else rids[0] if req.begins_alike else None,
                         cache_salt=salt,
-                        priority=req.priority if may_overtake else 0,
+                        priority=BACKGROUND if scope.is_background else req.priority if may_overtake else 0,
                         own_priority=0 if may_overtake else req.priority,
                         grammar_after=req.grammar_after,
+                        grammar_lead=req.grammar_lead,
                         media=items,
                         rope_positions=seen.rope_positions if seen is not None else b"",
                         rope_delta=seen.rope_delta if seen is not None else 0,

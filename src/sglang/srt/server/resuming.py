@@ -186,6 +186,4 @@ class Resuming(Generic[S]):
             items.append(filled)
             sent.add(item.mm_hash)
         progress.is_sent = True
-        resumed = tuple(progress.ids) if progress.was_sent else None
-        again = msgspec.structs.replace(request, media=tuple(items), resumed=resumed, resumed_hold=progress.hold_bytes)
-        self._send(again)
+        self._send(progress.continued(msgspec.structs.replace(request, media=tuple(items))))

@@ -20,7 +20,7 @@ from sglang.srt.messages import TokenizedReq, TokenOut
 from sglang.srt.process.isolation import Isolated, IsolationError, Limits
 from sglang.srt.server.schema_check_work import Verdict
 from sglang.srt.server.tokenization.detokenizer import Detokenizer
-from sglang.srt.vocabulary import Vocabulary
+from sglang.srt.vocabulary import Vocabulary, ends_reasoning
 
 ENTRY = "sglang.srt.server.schema_check_work:prepare"
 MAX_RETRIES = 3
@@ -58,9 +58,10 @@ class SchemaChecks:
 
 def answer_of(out: TokenOut, request: TokenizedReq, vocabulary: Vocabulary) -> str:
     """The constrained part of an output: what follows the reasoning, if there is any."""
-    ends = [i for i, token_id in enumerate(out.ids) if token_id in request.grammar_after]
-    ids = out.ids[ends[0] + 1 :] if ends else out.ids
-    drop = 0 if ends else len(request.healed.encode())
+    after, lead = request.grammar_after, request.grammar_lead
+    end = next((i for i, token in enumerate(out.ids) if token in after and ends_reasoning(out.ids[: i + 1], after, lead)), None)
+    ids = out.ids if end is None else out.ids[end + 1 :]
+    drop = 0 if end is not None else len(request.healed.encode())
     return Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop).feed(msgspec.structs.replace(out, ids=ids))
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.errors import NoSuchSessionError, OverloadError, RequestError
 
 NODE_TOKENS = 16
 """what a request counts for besides its tokens"""
@@ -162,11 +162,11 @@ class Sessions:
         return name
 
     def close(self, name: str, owner: str) -> None:
-        """Forgets a session; what runs in it goes on. Raises RequestError if there is none."""
+        """Forgets a session; what runs in it goes on. Raises NoSuchSessionError."""
         del self._sessions[owner, self._find(name, owner).name]
 
     def place(self, params: SessionParams, owner: str) -> Place:
-        """The request's place, with the ids before it. Raises RequestError."""
+        """The request's place, with the ids before it. Raises RequestError, or NoSuchSessionError."""
         self._expire()
         session = self._find(params.id, owner)
         parent = self._parent(session, params)
@@ -227,7 +227,7 @@ class Sessions:
     def _find(self, name: str, owner: str) -> _Session:
         session = self._sessions.get((owner, name))
         if session is None:
-            raise RequestError(
+            raise NoSuchSessionError(
                 f"there is no session {name[:100]!r}; it may have been closed, or not used for long", "session_id"
             )
         return session

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.config import AdapterOptions, HttpOptions, TextOptions
@@ -52,7 +52,7 @@ from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wi
 from sglang.srt.server.health_check import HealthCheck
 from sglang.srt.server.http.keys import KeyRing
 from sglang.srt.server.http.request_scope import current_scope
-from sglang.srt.server.in_flight import InFlight
+from sglang.srt.server.in_flight import AT_ONCE, InFlight
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.telemetry.call_records import CallRecords
@@ -61,8 +61,6 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
 
-ANY_MODEL = "default"
-"""the name by which programs ask for whatever model there is"""
 AWAY_SECONDS = 30.0
 """how long a new request waits for a scheduler that is being restarted"""
 
@@ -92,8 +90,7 @@ class TokenizerManager:
         self.records = CallRecords(http)
         self._in_flight = InFlight(tokenizer, http, self.records, send)
         self._controls = ControlCalls(send)
-        taken = frozenset({http.served_model_name, ANY_MODEL})
-        self.adapters = Adapters(adapters, info.get("adapters"), taken, self._controls)
+        self.adapters = Adapters(adapters, info.get("adapters"), http.served_model_name, self._controls)
         self.maker = RequestMaker(tokenizer, info, http, media, self.adapters.find)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
@@ -146,13 +143,21 @@ class TokenizerManager:
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
         key = wire_rid(scope.key, name)
+        if scope.journal is not None:
+            self._in_flight.replace(key)
         if key in self._in_flight:
             raise RequestError(f"a request with the rid {name[:100]!r} is already running", "rid")
         call = Call(self._in_flight.drop, name, scope.arrived_at, key)
+        if scope.journal is not None and req.stream:
+            call.journal, call.received = [], scope.journal.take_received()
         call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
         call.limit(self._time_limit())
-        await self._in_flight.begin(call, requests)
+        if len(requests) > AT_ONCE:
+            with self.adapters.entering(requests):
+                await self._in_flight.begin(call, requests)
+        else:
+            await self._in_flight.begin(call, requests)
         self.records.received(requests)
         return call
 
@@ -208,8 +213,9 @@ class TokenizerManager:
     ) -> list[Vector]:
         """A vector for each text. The texts have passed RequestMaker.check_embed. `first_lens`: see EmbedReq."""
         await self._wait_for_scheduler()
-        client = current_scope().key
-        names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
+        scope = current_scope()
+        names = [wire_rid(scope.key, rid) for rid in rids] if rids is not None else None
+        client = "/".join(scope.client) if scope.is_background else scope.key
         return await self._embeddings.embed(texts, names, client, first_lens)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
@@ -254,9 +260,10 @@ class TokenizerManager:
         self.records.replica_died(names)
         self.records.restarted(self._in_flight.replica_lost(names, is_explained), counts_anew=False)
 
-    def replica_back(self) -> None:
-        """One of several schedulers has been started again."""
+    def replica_back(self, adapters: Mapping[Any, Any] | None) -> None:
+        """One of several schedulers has been started again, with these adapters (by uid)."""
         self._controls.resume()
+        self.adapters.replica_back(adapters)
 
     def scheduler_restarted(self, info: dict[str, Any]) -> None:
         """There is a scheduler: it is sent all calls."""
@@ -298,8 +305,11 @@ class TokenizerManager:
             raise EngineAwayError(self._away)
 
     def _time_limit(self) -> float | None:
-        """Seconds that the request of the current scope may take."""
-        return min((t for t in (current_scope().timeout, self.http.request_timeout) if t is not None), default=None)
+        """Seconds that the request of the current scope may take. One of a batch may wait for as long as others are there."""
+        scope, most = current_scope(), self.http.request_timeout
+        if scope.is_background:
+            return None
+        return most if scope.timeout is None else scope.timeout if most is None else min(scope.timeout, most)
 
     def _check_open(self) -> None:
         """Raises for a request that has come too late: while the server drains, or when there will be no scheduler."""

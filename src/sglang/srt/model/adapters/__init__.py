@@ -1,7 +1,8 @@
 """Adapters of low rank (LoRA): their files, and those that are loaded.
 
 peft_config   adapter_config.json of PEFT
-module_match  the patterns in it
+module_match  the names and patterns in it
+patterns      regular expressions in bounded time
 reader        a folder or file -> Adapter
 store         the loaded ones, and the slots of the layers' banks
 """

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang.srt.checkpoint.files import read_object, shown
+from sglang.srt.checkpoint.files import ADAPTER_CONFIG, read_object, shown
 from sglang.srt.errors import ModelError
-from sglang.srt.model.adapters.module_match import check_pattern, first_match, is_target
+from sglang.srt.model.adapters.module_match import check_pattern, check_patterns, first_match, is_target
 
-CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 4096
 MAX_NAMES = 1 << 12
@@ -81,11 +80,11 @@ class PeftConfig:
 
 def read_peft_config(folder: Path) -> PeftConfig:
     """Raises ModelError naming the file and the field."""
-    path = folder / CONFIG_NAME
+    path = folder / ADAPTER_CONFIG
     try:
         raw = read_object(path, MAX_CONFIG_BYTES)
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no {CONFIG_NAME}, which says rank and alpha: it is not a PEFT adapter") from error
+        raise ModelError(f"{folder} has no {ADAPTER_CONFIG}, which says rank and alpha: it is not a PEFT adapter") from error
     return _Reader(path, raw).read()
 
 
@@ -151,8 +150,7 @@ class _Reader:
         found = self._raw.get(name) or {}
         if not isinstance(found, dict) or len(found) > MAX_NAMES:
             raise self.bad(name, f"must be an object of patterns, got {shown(found)}")
-        for pattern in found:
-            check_pattern(f"{self._path}: {name}", pattern)
+        check_patterns(f"{self._path}: {name}", list(found))
         return found
 
     def _modules(self, name: str) -> str | tuple[str, ...] | None:

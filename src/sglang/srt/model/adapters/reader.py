@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from sglang.srt.checkpoint.files import check_regular, shown
+from sglang.srt.checkpoint.files import ADAPTER_WEIGHTS, check_regular, shown
 from sglang.srt.checkpoint.gguf_reader import GGUFFile, is_gguf
 from sglang.srt.errors import ModelError
 from sglang.srt.model.adapters.peft_config import MAX_INVOCATION, PeftConfig, read_peft_config
@@ -33,7 +33,6 @@ from sglang.srt.model.weights.safetensors_reader import SafetensorsFile
 from sglang.srt.model.weights.tensor_source import index_of
 from sglang.srt.model.weights.vision_shapes import our_name
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLED = ("adapter_model.bin", "adapter_model.pt")
 SPARE_BYTES = 40 << 20
 """of a file, beside its matrices: the header"""
@@ -61,7 +60,7 @@ class AdapterBase:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`parts`: by the decoder's names of matrices. `invocation`: PeftConfig.invocation. `digest`: of the file's bytes."""
+    """`parts`: by the decoder's names of matrices. `invocation`: PeftConfig.invocation. `digest`: of the file's bytes and what its config says."""
 
     parts: Mapping[str, LowRank]
     rank: int
@@ -82,7 +81,7 @@ def read_adapter(path: Path, base: AdapterBase) -> Adapter:
     """An adapter of `base`. `path`: a folder, or a file of one. Raises ModelError with one sentence."""
     try:
         is_folder = path.is_dir()
-        file = path / WEIGHTS_NAME if is_folder else path
+        file = path / ADAPTER_WEIGHTS if is_folder else path
         if not path.exists():
             raise ModelError(f"there is no adapter at {path}: check the path")
         if is_folder and not file.exists():
@@ -95,9 +94,15 @@ def read_adapter(path: Path, base: AdapterBase) -> Adapter:
         raise ModelError(f"cannot read the adapter {path}: {error}") from error
     layout = _plain_layout(base.config)
     pairs = _pairs(file, tensors, config, base, layout)
-    adapter = _assemble(file, pairs, base, layout, config.invocation, digest)
+    adapter = _assemble(file, pairs, base, layout, config.invocation, _with_config(digest, config))
     _check_complete(config, pairs, adapter.parts, base, layout)
     return adapter
+
+
+def _with_config(digest: str, config: PeftConfig) -> str:
+    """The same weights under another scale are another adapter."""
+    said = [(f.name, getattr(config, f.name)) for f in fields(config) if f.name != "path"]
+    return hashlib.sha256(f"{digest} {said!r}".encode()).hexdigest()
 
 
 def rank_of(path: Path) -> int:
@@ -112,10 +117,10 @@ def rank_of(path: Path) -> int:
 def _lacking(folder: Path) -> ModelError:
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
-        return ModelError(f"{folder} has no {WEIGHTS_NAME}; for its GGUF adapter name the file, {ggufs[0].name}")
+        return ModelError(f"{folder} has no {ADAPTER_WEIGHTS}; for its GGUF adapter name the file, {ggufs[0].name}")
     if any((folder / name).exists() for name in PICKLED):
-        return ModelError(f"{folder} holds pickled weights, which can run code when read: save them as {WEIGHTS_NAME}")
-    return ModelError(f"{folder} has no {WEIGHTS_NAME}: it is not an adapter")
+        return ModelError(f"{folder} holds pickled weights, which can run code when read: save them as {ADAPTER_WEIGHTS}")
+    return ModelError(f"{folder} has no {ADAPTER_WEIGHTS}: it is not an adapter")
 
 
 # --- PEFT -----------------------------------------------------------------------------------------------------------------------

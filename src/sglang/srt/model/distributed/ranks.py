@@ -1,22 +1,38 @@
 """Collective operations of the ranks of a model: sum rows, gather logits, agree on a number.
 
-On a CPU through torch's gloo, on loopback; on CUDA through nccl. Rows are added in the order of the ranks, so that sums do not
+On a CPU through torch's gloo, on CUDA through nccl. Rows are added in the order of the ranks, so that sums do not
 depend on how many rows there are; nccl's own sum, which may, is the faster default on CUDA.
 """
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
-from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
-from sglang.common.install import install_packages
+import msgspec
+
+from sglang.common.install import install_extras
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.kernels.ops import Array
 
 TIMEOUT = timedelta(minutes=10)
 """of one collective; a rank that dies ends the others long before (leader.py, follower.py)"""
-RENDEZVOUS = "ranks"
+JOIN_TIMEOUT = timedelta(minutes=1)
+"""for connections among ranks that are all there"""
+
+
+LOOPBACK = "127.0.0.1"
+
+
+class Join(msgspec.Struct, tag=True):
+    """Where all ranks meet: a file that only this user may read, or a port of rank 0 with a name that nobody else knows."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    secret: str = ""
 
 
 class Ranks(Protocol):
@@ -91,31 +107,56 @@ class TorchRanks:
         self._group = None
 
 
-def join(directory: Path, rank: int, size: int, device: str, deterministic: bool) -> TorchRanks:
-    """Meets the other ranks in `directory`, which only this user may enter. `device`: "cpu" or "cuda:<rank>". Raises ConfigError."""
+def join(where: Join, rank: int, size: int, device: str, address: str, deterministic: bool, store: Any = None) -> TorchRanks:
+    """Connects this rank with the others, on the network interface that has `address`. `device`: "cpu" or "cuda:0" and so on;
+    `store`: rank 0's own, where it has one. Raises ConfigError."""
+    torch, dist = import_torch(size)
+    try:
+        if store is None:
+            store = _open_store(dist, where, size)
+        if device == "cpu":
+            group = dist.ProcessGroupGloo(store, rank, size, _gloo_options(dist, address))
+            group._set_default_timeout(TIMEOUT)
+        else:
+            torch.cuda.set_device(torch.device(device))
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = TIMEOUT
+            group = dist.ProcessGroupNCCL(store, rank, size, options)
+    except (RuntimeError, AttributeError) as error:
+        raise ConfigError(f"rank {rank} of {size} could not connect to the others: {error}") from error
+    return TorchRanks(group, torch, rank, size, device, deterministic or device == "cpu")
+
+
+def import_torch(size: int) -> tuple[Any, Any]:
+    """Raises ConfigError where it is not installed."""
     try:
         import torch
         import torch.distributed as dist
     except ImportError as error:
-        command = install_packages("torch==2.13.0")
+        command = install_extras("srt", "distributed")
         raise ConfigError(f"--tp-size {size} needs torch for the communication of its ranks: {command}") from error
-    store = dist.FileStore(str(directory / RENDEZVOUS), size)
-    try:
-        if device == "cpu":
-            group = dist.ProcessGroupGloo(store, rank, size, _gloo_options(dist))
-            return TorchRanks(group, torch, rank, size, device, True)
-        torch.cuda.set_device(rank)
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = TIMEOUT
-        group = dist.ProcessGroupNCCL(store, rank, size, options)
-    except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"rank {rank} of {size} could not connect to the others: {error}") from error
-    return TorchRanks(group, torch, rank, size, device, deterministic)
+    return torch, dist
 
 
-def _gloo_options(dist: Any) -> Any:
-    """The loopback interface alone: no other machine needs to reach the ranks."""
+def host_store(address: str, size: int) -> tuple[Any, Join]:
+    """A store on a port of `address` alone, and where others find it. Raises ConfigError."""
+    _, dist = import_torch(size)
+    listener = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    port, secret = listener.getsockname()[1], token_hex(32)
+    store = dist.TCPStore(address, port, size, True, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach())
+    return dist.PrefixStore(secret, store), Join(host=address, port=port, secret=secret)
+
+
+def _open_store(dist: Any, where: Join, size: int) -> Any:
+    if where.path:
+        return dist.FileStore(where.path, size)
+    store = dist.TCPStore(where.host, where.port, size, False, JOIN_TIMEOUT, wait_for_workers=False)
+    return dist.PrefixStore(where.secret, store)
+
+
+def _gloo_options(dist: Any, address: str) -> Any:
+    """One interface alone: no other machine needs to reach the ranks."""
     options = dist.ProcessGroupGloo._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    options._timeout = TIMEOUT
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = JOIN_TIMEOUT
     return options

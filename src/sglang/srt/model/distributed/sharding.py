@@ -29,7 +29,17 @@ SUMMED = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "mlp.shared_experts
 _LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.(weight|bias)")
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _BY_HEAD = ("self_attn.k_proj", "self_attn.v_proj")
-_BY_ROWS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
+_OF_HEADS = tuple(f"self_attn.{name}_b_proj" for name in ("kv", "k", "v"))
+"""of latent attention, as values"""
+_BY_ROWS = (
+    "self_attn.q_proj",
+    "self_attn.q_b_proj",
+    *_OF_HEADS,
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.shared_experts.gate_proj",
+    "mlp.shared_experts.up_proj",
+)
 SINKS = ".self_attn.sinks"
 _EXPERT = re.compile(r"mlp\.experts\.\d+\.")
 
@@ -94,6 +104,8 @@ def _check(config: ModelConfig, size: int) -> None:
         raise ConfigError("--tp-size: models with cross-attention to images run on one rank")
     if config.qk_norm in ("whole", "layer"):
         raise ConfigError("--tp-size: models whose norms of q and k are over several heads run on one rank")
+    if config.layer_inputs is not None or config.kv_owners or config.layer_kinds != [config]:
+        raise ConfigError("--tp-size: models whose layers differ, or share K and V, run on one rank")
     if config.learned_positions:
         raise ConfigError("--tp-size: models with learnt positions run on one rank")
     if heads % size:
@@ -126,7 +138,7 @@ class ShardedSource:
             heads = self._shard.config.num_heads
             return np.ascontiguousarray(values[self._shard.ranks.rank * heads :][:heads])
         stem, kind = _stem(name)
-        if kind != "bias":
+        if kind != "bias" and stem not in _OF_HEADS:
             return values
         if f"{stem}.weight" in SUMMED:
             return values if self._shard.ranks.rank == 0 else np.zeros_like(values)

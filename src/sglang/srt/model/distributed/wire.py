@@ -1,4 +1,4 @@
-"""A step as bytes, from rank 0 to the others: frames of a length and msgpack.
+"""Messages from rank 0 to the others, mostly steps, as bytes: frames of a length and msgpack.
 
 Followers need what the forward pass reads: rows, lengths, slots, and which rows' logits are wanted. They sample no tokens; ids that
 rank 0 has sampled but not fetched yet travel between the devices (runner.py). Of the slot table only the changes are sent, and of images
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.forward_batch import EmbedRows, ForwardBatch, Int32Array, PromptLogprobs
+from sglang.srt.model.distributed.ranks import Join
 
 _INTS = ("input_ids", "positions", "out_cache_loc", "req_pool_idx", "q_start", "q_len", "seq_lens", "sample_rows")
 _OPTIONAL = ("rope_positions", "row_ends", "previous", "row_adapter")
@@ -83,7 +84,13 @@ class ForgetAdapter(msgspec.Struct, tag=True):
     uid: int
 
 
-Message = Bind | Step | LoadAdapter | PlaceAdapter | ForgetAdapter
+class End(msgspec.Struct, tag=True):
+    """The last message: rank 0 ends. `reason`: what is wrong, if anything is."""
+
+    reason: str = ""
+
+
+Message = Join | End | Bind | Step | LoadAdapter | PlaceAdapter | ForgetAdapter
 _decoder = msgspec.msgpack.Decoder(Message)
 
 

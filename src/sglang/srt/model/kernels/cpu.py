@@ -18,7 +18,8 @@ import numpy.typing as npt
 import sglang_anywhere_kernels
 from sglang_anywhere_kernels import _cpu
 
-from sglang.srt.errors import ConfigError, ModelError
+from sglang.srt.errors import ConfigError
+from sglang.srt.model.kernels.cpu_states import CpuStates
 from sglang.srt.model.kernels.host import HostArrays
 from sglang.srt.model.kernels.kv_runs import NativeRuns
 from sglang.srt.model.kernels.low_rank import Blocks, LowRank, PackedAdapterBank, RowAdapters
@@ -29,15 +30,15 @@ from sglang.srt.model.kernels.ops import (
     AttentionMeta,
     Bank,
     ExpertGate,
-    Fetch,
     Gate,
-    Inputs,
     KernelLimits,
     KVLayer,
     Routes,
     Routing,
     Weight,
 )
+from sglang.srt.model.kernels.packing import INTS, SMALL, Packing, can_stack, packed_bits
+from sglang.srt.model.kernels.transfer import Fetch, Inputs
 from sglang.srt.model.quant.formats import HostTensor
 from sglang.version import __version__
 
@@ -97,22 +98,6 @@ class CopiedFetch:
         return self._values
 
 
-_INT4, _INT8, _BF16, _F16, _F32 = range(5)  # Kind in csrc/args.h
-_FORMATS: dict[str, tuple[int, int]] = {  # checkpoint format: (Source in csrc/args.h, what it packs to)
-    "f32": (0, _F32),
-    "f16": (1, _F16),
-    "bf16": (2, _BF16),
-    "q4_0": (3, _INT4),
-    "q4_1": (4, _INT4),
-    "q5_0": (5, _INT8),
-    "q5_1": (6, _INT8),
-    "q8_0": (7, _INT8),
-    "q4_k": (8, _INT4),
-    "q5_k": (9, _INT8),
-    "q6_k": (10, _INT8),
-}
-_PACKED_BITS = {_F32: 32.0, _F16: 16.0, _BF16: 16.0, _INT4: 5.0, _INT8: 8.5}
-"""of a value; of int4 and int8 with its share of the scales"""
 SPIN_US = 300
 """Microseconds that a thread waits awake for the next step before it sleeps."""
 
@@ -155,9 +140,10 @@ def _cgroup_cpus() -> float | None:
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
-class CpuOps(HostArrays):
+class CpuOps(CpuStates, HostArrays):
     """The op set of the native kernels. `threads=None`: one per physical core. `isa`: one of `usable_isas()`, None for the
-    best. Handles of one CpuOps (weights, activations, KV) are for that one alone.
+    best. `kv_form`: how K and V are kept, float16, int8 or fp8_e4m3. Handles of one CpuOps (weights, activations, KV) are for that
+    one alone.
 
     With `ahead`, tapes and the ops that choose tokens return at once and run, in order, on other threads; whoever asks for a
     result lends them this one, unless all `threads` compute already. Every other op first waits for what is on its way.
@@ -167,18 +153,22 @@ class CpuOps(HostArrays):
 
     slot_run = 16
     deterministic = True
+    formats = SMALL
     limits = KernelLimits(max_head_dim=1024, max_group=256, max_width=1 << 20)
     """A thread's scratch of 4 MiB holds a group's rows of q beside a chunk of K and V (csrc/bindings.cpp,
     attention), and a row of a norm"""
 
-    def __init__(self, threads: int | None = None, isa: str | None = None, ahead: bool = False) -> None:
+    def __init__(
+        self, threads: int | None = None, isa: str | None = None, ahead: bool = False, kv_form: str = "float16"
+    ) -> None:
         if threads is not None and not 1 <= threads <= 256:
             raise ConfigError(f"threads must be between 1 and 256, got {threads}")
         if isa is not None and isa not in usable_isas():
             raise ConfigError(f"no kernels for {isa!r} run here; there are {', '.join(usable_isas())}")
-        self.runs_ahead = ahead
+        self.runs_ahead, self.kv_form = ahead, kv_form
         self.runtime = _cpu.Runtime(threads or default_threads(), isa or "", SPIN_US, ahead)
         self.name = f"cpu {self.runtime.isa}"
+        self.packing = Packing(self.runtime)
         self._blocks = Blocks()
 
     @property
@@ -202,9 +192,9 @@ class CpuOps(HostArrays):
     def fetch(self, x: npt.NDArray[Any]) -> Fetch:
         return CopiedFetch(self.runtime, x) if self.runs_ahead else super().fetch(x)
 
-    def write(self, out: npt.NDArray[Any], host: npt.NDArray[Any]) -> None:
+    def write(self, out: npt.NDArray[Any], x: npt.NDArray[Any]) -> None:
         self.finish()
-        super().write(out, host)
+        super().write(out, x)
 
     def pick(self, x: npt.NDArray[Any], row_idx: Any, ids: Any) -> npt.NDArray[np.float32]:
         self.finish()
@@ -221,47 +211,16 @@ class CpuOps(HostArrays):
         return np.array(host, order="C")  # a copy: a view would keep the whole mapped file
 
     def can_stack(self, parts: Sequence[HostTensor]) -> bool:
-        return len({(_kind(part), part.shape[1]) for part in parts}) == 1
+        return can_stack(parts)
 
     def pack(self, parts: Sequence[HostTensor]) -> Weight:
-        if not parts or not self.can_stack(parts):
-            raise ModelError(f"these matrices cannot be packed as one: {', '.join(_describe(part) for part in parts)}")
-        rows = sum(part.shape[0] for part in parts)
-        weight: Weight = self._weight(parts[0], rows, 0)
-        first_row = 0
-        for part in parts:
-            self._pack_part(weight, part, first_row)
-            first_row += part.shape[0]
-        return weight
+        return self.packing.pack(parts)
 
     def pack_gated(self, gate: HostTensor, up: HostTensor) -> Weight:
-        if gate.shape != up.shape or not self.can_stack([gate, up]):
-            raise ModelError(f"these matrices cannot be interleaved: {_describe(gate)}, {_describe(up)}")
-        weight: Weight = self._weight(gate, 2 * gate.shape[0], gate.shape[0])
-        self._pack_part(weight, gate, 0)
-        self._pack_part(weight, up, 32)  # up panels follow gate panels by twos
-        return weight
+        return self.packing.pack_gated(gate, up)
 
     def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> Bank:
-        first = read(0)[0]
-        rows, gated_features = (2 * first.shape[0], first.shape[0]) if gated else (first.shape[0], 0)
-        kind = _packable_kind(first, rows)
-        bank: Bank = _cpu.Bank(self.runtime, kind, num_experts, rows, first.shape[1], gated_features)
-        for e in range(num_experts):
-            for i, part in enumerate(read(e)):
-                if part.shape != first.shape or _kind(part) != kind:
-                    raise ModelError(f"{_describe(part)} cannot be packed beside {_describe(first)}: experts have one form")
-                self.runtime.pack_expert(
-                    bank, e, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], 32 * i
-                )
-        return bank
-
-    def _weight(self, like: HostTensor, rows: int, gated_features: int) -> Any:
-        return _cpu.Weight(self.runtime, _packable_kind(like, rows), rows, like.shape[1], gated_features)
-
-    def _pack_part(self, weight: Weight, part: HostTensor, first_row: int) -> None:
-        if part.shape[0]:
-            self.runtime.pack(weight, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], first_row)
+        return self.packing.pack_experts(num_experts, read, gated=gated)
 
     def adapter_bank(
         self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
@@ -275,30 +234,31 @@ class CpuOps(HostArrays):
         self.finish()
         bank.place(slot, packed)
 
-    def activation(self, max_rows: int, readers: Sequence[Any]) -> Activation:
+    def activation(self, max_rows: int, readers: Sequence[Any], num_heads: int = 1) -> Activation:
         widths = {reader.in_features for reader in readers}
         if len(widths) != 1:
             raise ValueError(f"readers of one activation must have one width, got {sorted(widths)}")
         kinds = {reader.kind for reader in readers}
-        ints, floats = bool(kinds & {_INT4, _INT8}), bool(kinds - {_INT4, _INT8})
-        activation: Activation = _cpu.Activation(max_rows, widths.pop(), ints, floats)
+        ints, floats = bool(kinds & INTS), bool(kinds - INTS)
+        activation: Activation = _cpu.Activation(max_rows, widths.pop() * num_heads, ints, floats)
         return activation
 
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
-        layers: list[KVLayer] = _cpu.KVLayer.make(num_layers, num_slots, num_kv_heads, head_dim)
+        layers: list[KVLayer] = _cpu.KVLayer.make(num_layers, num_slots, num_kv_heads, head_dim, self.kv_form)
         return layers
 
     def touch_kv(self, layers: Sequence[Any], start: int, end: int) -> None:
         layers[0].touch(start, end)  # all layers of a run lie together
 
     def kv_runs(self, layers: Sequence[Any]) -> NativeRuns:
-        return NativeRuns(layers[0].runs(len(layers)), layers[0].num_kv_heads, self.slot_run)
+        return NativeRuns(layers[0].runs(len(layers)), layers[0].num_kv_heads, self.slot_run, self.kv_form)
 
     def packed_bits(self, format_name: str) -> float:
-        return _PACKED_BITS[_FORMATS[format_name][1]] if format_name in _FORMATS else 8.0
+        return packed_bits(format_name)
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * num_kv_heads * -(-head_dim // 16) * 16 * 2
+        padded = -(-head_dim // 16) * 16
+        return 2 * num_kv_heads * (padded * 2 if self.kv_form == "float16" else padded + 4)
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
@@ -329,9 +289,18 @@ class CpuOps(HostArrays):
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
         self.runtime.gated_linear(weight, x, out, rows, gate)
 
-    def route(self, logits: Array, routes: Routes, rows: Array, *, how: Routing, bias: Array | None = None) -> None:
+    def route(
+        self,
+        logits: Array,
+        routes: Routes,
+        rows: Array,
+        *,
+        how: Routing,
+        bias: Array | None = None,
+        scales: Array | None = None,
+    ) -> None:
         groups = how.num_groups, how.top_groups, how.group_best
-        self.runtime.route(logits, routes, rows, how.score == "sigmoid", how.normalise, how.scale, *groups, bias)
+        self.runtime.route(logits, routes, rows, how.score == "sigmoid", how.normalise, how.scale, *groups, bias, scales)
 
     def gated_experts(
         self,
@@ -351,6 +320,9 @@ class CpuOps(HostArrays):
     ) -> None:
         """A row's experts are added up by ascending id."""
         self.runtime.experts_linear(bank, x, out, routes, rows, bias)
+
+    def heads_linear(self, bank: Bank, x: Activation, out: Array, rows: Array) -> None:
+        self.runtime.heads_linear(bank, x, out, rows)
 
     def low_rank(self, bank: Any, x: Activation, out: Array, adapters: RowAdapters) -> None:
         matrices = (bank.a_bits, bank.b_bits, bank.scales, bank.ranks, bank.columns, bank.max_rank)
@@ -379,9 +351,10 @@ class CpuOps(HostArrays):
         eps: float = 0.0,
         norm_last: bool = False,
         q_growth: Array | None = None,
+        q_only: bool = False,
     ) -> None:
         norms = (q_norm, k_norm, eps, norm_last)
-        self.runtime.rope_store(qkv, kv, positions, slots, rows, num_heads, cos, sin, q_scale, *norms, q_growth)
+        self.runtime.rope_store(qkv, kv, positions, slots, rows, num_heads, cos, sin, q_scale, *norms, q_growth, q_only)
 
     def attention(
         self,
@@ -399,6 +372,15 @@ class CpuOps(HostArrays):
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         self.runtime.soft_cap(x, rows, cap)
+
+    def scale(self, x: Array, rows: Array, *, by: float) -> None:
+        self.runtime.scale(x, rows, by)
+
+    def match_rms(self, x: Array, like: Array, rows: Array) -> None:
+        self.runtime.match_rms(x, like, rows)
+
+    def sparsify(self, x: Array, rows: Array, *, deviations: float) -> None:
+        self.runtime.sparsify(x, rows, deviations)
 
     # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Array, source: Array, index: Array, rows: Array, *, add: bool = False) -> None:
@@ -460,23 +442,3 @@ class CpuOps(HostArrays):
         self, x: Array, num_rows: int, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array, out: Array
     ) -> None:
         self.runtime.sample(x, num_rows, temperature, top_k, top_p, min_p, uniform, out)
-
-
-def _kind(tensor: HostTensor) -> int:
-    if len(tensor.shape) != 2 or tensor.format not in _FORMATS:
-        raise ModelError(f"{_describe(tensor)} cannot be packed: a matrix of a known format is needed")
-    return _FORMATS[tensor.format][1]
-
-
-def _packable_kind(like: HostTensor, rows: int) -> int:
-    """Of a weight of so many such rows."""
-    kind = _kind(like)
-    if kind in (_INT4, _INT8) and like.shape[1] % 32:
-        raise ModelError(f"{_describe(like)}: the width of a quantised matrix must be a multiple of 32")
-    if rows == 0 or like.shape[1] == 0:
-        raise ModelError(f"{_describe(like)} is empty")
-    return kind
-
-
-def _describe(tensor: HostTensor) -> str:
-    return f"{tensor.name} ({tensor.format} {list(tensor.shape)})"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.kernels.ops import AttentionMeta, Fetch, Inputs, KVLayer, StepShape
+from sglang.srt.model.kernels.ops import AttentionMeta, KVLayer, StepShape
+from sglang.srt.model.kernels.transfer import Fetch, Inputs
 
 Int32 = npt.NDArray[np.int32]
 
@@ -54,8 +55,8 @@ class HostArrays:
     def sync_table(self, table: Int32, host: Int32, rows: Int32, lengths: Int32) -> None:
         """One memory."""
 
-    def write(self, out: npt.NDArray[Any], host: npt.NDArray[Any]) -> None:
-        out[: len(host)] = host
+    def write(self, out: npt.NDArray[Any], x: npt.NDArray[Any]) -> None:
+        out[: len(x)] = x
 
     def fetch(self, x: npt.NDArray[Any]) -> Fetch:
         return HostFetch(x.copy())

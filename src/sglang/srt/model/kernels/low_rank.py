@@ -97,7 +97,7 @@ class ReferenceAdapterBank:
         self._slots[slot] = list(packed)
 
     def add(self, x: Float, out: Float, adapters: RowAdapters) -> None:
-        """Row by row: the order of sums is then the same in any company."""
+        """Row by row: the order of sums is then batch-invariant."""
         for t in range(int(adapters.num_tiles[0])):
             parts = self._slots[int(adapters.slots[t])]
             for row in adapters.order[int(adapters.starts[t]) : int(adapters.starts[t + 1])].tolist():

@@ -26,6 +26,8 @@ import numpy.typing as npt
 
 from sglang.srt.forward_batch import KVRuns
 from sglang.srt.model.kernels.low_rank import AdapterBank, LowRank, RowAdapters
+from sglang.srt.model.kernels.states import StateOps
+from sglang.srt.model.kernels.transfer import Fetch, Inputs
 from sglang.srt.model.quant.formats import HostTensor
 
 Array = Any
@@ -65,37 +67,6 @@ class KVLayer(Protocol):
 
     num_kv_heads: int
     head_dim: int
-
-
-class Inputs(Protocol):
-    """Small int32 arrays that are written on the host and sent to the device together: one copy a step.
-
-    inputs.begin();  inputs.host["rows"][0] = n;  ...;  inputs.send()
-    """
-
-    arrays: Mapping[str, Array]
-    """what the ops read: static"""
-
-    @property
-    def host(self) -> Mapping[str, npt.NDArray[np.int32]]:
-        """Host arrays to write to, valid from `begin` to `send`. Their old contents are undefined."""
-        ...
-
-    def begin(self) -> None:
-        """Makes `host` writable: waits for a copy out of it that is still under way."""
-        ...
-
-    def send(self) -> None:
-        """Ops called from here on see what `host` holds. Does not wait."""
-        ...
-
-
-class Fetch(Protocol):
-    """A device array on its way to the host."""
-
-    def result(self) -> npt.NDArray[Any]:
-        """The values, once every op called before `fetch` has run. Waits for them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -160,7 +131,7 @@ class Routes:
     starts: Array  # [num_experts + 1] int32, expert e has the places starts[e] .. starts[e + 1] - 1
 
 
-class Ops(Protocol):
+class Ops(StateOps, Protocol):
     """One set of kernels on one device."""
 
     name: str
@@ -196,8 +167,9 @@ class Ops(Protocol):
         """table[r, :n] = host[r, :n] for each (r, n) of rows and lengths. Does not wait."""
         ...
 
-    def write(self, out: Array, host: npt.NDArray[Any]) -> None:
-        """out[: len(host)] = host, seen by ops called from here on. `host` may be changed at once. Does not wait."""
+    def write(self, out: Array, x: Array) -> None:
+        """out[: len(x)] = x, an array of the host or the device, seen by ops called from here on and by none before. `x` may be
+        changed at once. Where ops run ahead, waits for those before."""
         ...
 
     def fetch(self, x: Array) -> Fetch:
@@ -209,8 +181,7 @@ class Ops(Protocol):
         ...
 
     def bound(self, rows: Array, num_rows: int) -> None:
-        """Says that `rows` (of `inputs` or `empty`) holds at most num_rows until it is said again. A hint for op sets that
-        launch work from the host; without it the arrays' own sizes count."""
+        """`rows` (of `inputs` or `empty`) holds at most num_rows until it is said again: a hint, without which sizes count."""
         ...
 
     def bound_step(self, meta: AttentionMeta, shape: StepShape) -> None:
@@ -237,8 +208,7 @@ class Ops(Protocol):
     def adapter_bank(
         self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
     ) -> AdapterBank:
-        """Room for what adapters add to a linear layer whose output is matrices of `widths` rows side by side. `name`: of the
-        first."""
+        """Room for what adapters add to a linear layer of matrices of `widths` rows side by side. `name`: of the first."""
         ...
 
     def pack_adapter(self, bank: AdapterBank, parts: Sequence[LowRank | None]) -> Any:
@@ -249,8 +219,8 @@ class Ops(Protocol):
         """Writes it into a slot, for ops called from here on. No op that was called before may still read the slot."""
         ...
 
-    def activation(self, max_rows: int, readers: Sequence[Weight]) -> Activation:
-        """A buffer for rows that all of `readers` multiply; its width is their common in_features."""
+    def activation(self, max_rows: int, readers: Sequence[Weight], num_heads: int = 1) -> Activation:
+        """A buffer for rows that all of `readers` multiply; its width is their common in_features, times num_heads."""
         ...
 
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
@@ -258,8 +228,7 @@ class Ops(Protocol):
         ...
 
     def touch_kv(self, layers: Sequence[KVLayer], start: int, end: int) -> None:
-        """Has the system bring the memory of slots [start, end) now, where it would come only when it is written to. For slots
-        that hold nothing."""
+        """Has the system bring the memory of slots [start, end) now, not when it is first written to. They hold nothing."""
         ...
 
     def kv_runs(self, layers: Sequence[KVLayer]) -> KVRuns | None:
@@ -316,9 +285,18 @@ class Ops(Protocol):
         """out[i] = f(gate @ x[i]) * (up @ x[i]) for a weight of `pack_gated`; bitwise equal to `linear` followed by `gate`."""
         ...
 
-    def route(self, logits: Array, routes: Routes, rows: Array, *, how: Routing, bias: Array | None = None) -> None:
+    def route(
+        self,
+        logits: Array,
+        routes: Routes,
+        rows: Array,
+        *,
+        how: Routing,
+        bias: Array | None = None,
+        scales: Array | None = None,
+    ) -> None:
         """Chooses the best experts of each row, equal ones by lower id, and sorts the pairs. logits: [max_rows, num_experts];
-        bias: [num_experts], added to scores for the choice and not in weights."""
+        bias: [num_experts], added to scores for the choice and not in weights; scales: [num_experts], multiply an expert's weights."""
         ...
 
     def gated_experts(
@@ -343,9 +321,13 @@ class Ops(Protocol):
         pairs; bias: [num_experts, out]."""
         ...
 
+    def heads_linear(self, bank: Bank, x: Activation, out: Array, rows: Array) -> None:
+        """Every head by a matrix of its own: out[i, h n : (h + 1) n] = matrix_h @ x[i, h k : (h + 1) k], of a bank of dense ones."""
+        ...
+
     def low_rank(self, bank: AdapterBank, x: Activation, out: Array, adapters: RowAdapters) -> None:
         """out[i] += scale * (b @ (a @ x[i])), with the matrices of row i's adapter, for each of the bank's matrices in its columns of
-        out: [max_rows, >= sum of widths]. A row is the same in any company. Rows without an adapter stay as they are."""
+        out: [max_rows, >= sum of widths]. Rows are batch-invariant. Rows without an adapter stay as they are."""
         ...
 
     def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
@@ -373,6 +355,7 @@ class Ops(Protocol):
         eps: float = 0.0,
         norm_last: bool = False,
         q_growth: Array | None = None,
+        q_only: bool = False,
     ) -> None:
         """qkv: [max_rows, (num_heads + 2 * num_kv_heads) * head_dim], heads of q, then k, then v. For each row, in place on q:
         RMS-normalise each head of q and k (if q_norm and k_norm, [head_dim], are given), rotate q and k by the row's
@@ -380,7 +363,8 @@ class Ops(Protocol):
         ([max_positions]); then store k and v in the row's slot of `kv`.
 
         Rotation is of the half-split kind: with d = cos.shape[1], elements j and j + d of a head form a pair for j < d; what
-        lies beyond 2 * d is left alone. cos, sin: [max_positions, d]."""
+        lies beyond 2 * d is left alone. cos, sin: [max_positions, d]. With `q_only` qkv is [max_rows, num_heads * head_dim] and
+        nothing is stored."""
         ...
 
     def attention(
@@ -403,6 +387,20 @@ class Ops(Protocol):
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         """x[i] = cap * tanh(x[i] / cap) in place. x: [max_rows, n]."""
+        ...
+
+    # --- several residual streams: recorded ----------------------------------------------------------------------------------------
+    def scale(self, x: Array, rows: Array, *, by: float) -> None:
+        """x[i] *= by in place. x: [max_rows, n]."""
+        ...
+
+    def match_rms(self, x: Array, like: Array, rows: Array) -> None:
+        """x[i] *= sqrt(mean(like[i]^2)) / sqrt(max(mean(x[i]^2), 1e-5)) in place. x, like: [max_rows, n]."""
+        ...
+
+    def sparsify(self, x: Array, rows: Array, *, deviations: float) -> None:
+        """x[i] = max(x[i] - m - deviations * d, 0) in place, m and d being mean and standard deviation of x[i]. x: [max_rows, n],
+        possibly a column range."""
         ...
 
     # --- what the decoder of a vision-language model needs besides: recorded ----------------------------------------------------------

@@ -20,6 +20,7 @@ from sglang.srt.model.kernels.kv_runs import ReferenceRuns
 from sglang.srt.model.kernels.low_rank import LowRank, ReferenceAdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing
 from sglang.srt.model.kernels.reference_experts import ReferenceBank
+from sglang.srt.model.kernels.reference_kv import ReferenceKV
 from sglang.srt.model.kernels.reference_linear import (
     TILE,
     Float,
@@ -29,18 +30,8 @@ from sglang.srt.model.kernels.reference_linear import (
     apply_gate,
     matmul,
 )
+from sglang.srt.model.kernels.reference_states import ReferenceStates
 from sglang.srt.model.quant.formats import HostTensor
-
-
-class ReferenceKV:
-    """One layer's K and V by slot."""
-
-    def __init__(self, num_slots: int, num_kv_heads: int, head_dim: int) -> None:
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
-        self.k = np.zeros((num_slots, num_kv_heads, head_dim), np.float32)
-        self.v = np.zeros((num_slots, num_kv_heads, head_dim), np.float32)
-
 
 # An op set only ever meets its own objects, which types cannot say of a Protocol's arguments: hence Any.
 Weight = Any  # a ReferenceWeight
@@ -48,13 +39,18 @@ Activation = Any  # a ReferenceActivation
 KVLayer = Any  # a ReferenceKV
 
 
-class ReferenceOps(HostArrays):
+class ReferenceOps(ReferenceStates, HostArrays):
     """The NumPy op set. See ops.Ops for what each op does."""
 
     name = "reference numpy"
     slot_run = 16  # any slot would do; 16 keeps slots the same as with the C++ kernels
     deterministic = True
     limits = KernelLimits()
+    kv_form = "float32"
+
+    def __init__(self, kv_form: str = kv_form) -> None:
+        """`kv_form`: how K and V are kept, one of reference_kv's."""
+        self.kv_form = kv_form
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -83,20 +79,20 @@ class ReferenceOps(HostArrays):
     def place_adapter(self, bank: Any, slot: int, packed: Any) -> None:
         bank.place(slot, packed)
 
-    def activation(self, max_rows: int, readers: Sequence[Weight]) -> ReferenceActivation:
-        return ReferenceActivation(max_rows, readers[0].in_features)
+    def activation(self, max_rows: int, readers: Sequence[Weight], num_heads: int = 1) -> ReferenceActivation:
+        return ReferenceActivation(max_rows, readers[0].in_features * num_heads)
 
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
-        return [ReferenceKV(num_slots, num_kv_heads, head_dim) for _ in range(num_layers)]
+        return [ReferenceKV(num_slots, num_kv_heads, head_dim, self.kv_form) for _ in range(num_layers)]
 
     def kv_runs(self, layers: Sequence[Any]) -> ReferenceRuns:
-        return ReferenceRuns([array for layer in layers for array in (layer.k, layer.v)], self.slot_run)
+        return ReferenceRuns([array for layer in layers for array in layer.arrays], self.slot_run)
 
     def packed_bits(self, format_name: str) -> float:
         return 32.0
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * num_kv_heads * head_dim * 4
+        return 2 * num_kv_heads * (head_dim * 4 if self.kv_form == "float32" else head_dim + 4)
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
     def take_sampled(self, ids: Int, previous: Int, sampled: Int, rows: Int) -> None:
@@ -145,8 +141,10 @@ class ReferenceOps(HostArrays):
         half = weight.out_features // 2
         out.data[:n] = apply_gate(both[:, :half], gate) * both[:, half:]
 
-    def route(self, logits: Float, routes: Routes, rows: Int, *, how: Routing, bias: Float | None = None) -> None:
-        reference_experts.route(logits, routes, int(rows[0]), how, bias)
+    def route(
+        self, logits: Float, routes: Routes, rows: Int, *, how: Routing, bias: Float | None = None, scales: Float | None = None
+    ) -> None:
+        reference_experts.route(logits, routes, int(rows[0]), how, bias, scales)
 
     def gated_experts(
         self,
@@ -165,6 +163,9 @@ class ReferenceOps(HostArrays):
         self, bank: Any, x: Activation, out: Float, routes: Routes, rows: Int, *, bias: Float | None = None
     ) -> None:
         reference_experts.experts_linear(bank, x, out, routes, int(rows[0]), bias)
+
+    def heads_linear(self, bank: Any, x: Activation, out: Float, rows: Int) -> None:
+        reference_experts.heads_linear(bank, x, out, int(rows[0]))
 
     def low_rank(self, bank: Any, x: Activation, out: Float, adapters: RowAdapters) -> None:
         bank.add(x.data, out, adapters)
@@ -194,8 +195,9 @@ class ReferenceOps(HostArrays):
         eps: float = 0.0,
         norm_last: bool = False,
         q_growth: Float | None = None,
+        q_only: bool = False,
     ) -> None:
-        n, head_dim, num_kv = int(rows[0]), kv.head_dim, kv.num_kv_heads
+        n, head_dim, num_kv = int(rows[0]), kv.head_dim, 0 if q_only else kv.num_kv_heads
         heads = qkv[:n].reshape(n, num_heads + 2 * num_kv, head_dim)
         q, k, v = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv], heads[:, num_heads + num_kv :]
         at = positions[:n]
@@ -205,8 +207,9 @@ class ReferenceOps(HostArrays):
             if not is_last:
                 q[:], k = _rotate(q, cos[at], sin[at]), _rotate(k, cos[at], sin[at])
         q *= np.float32(q_scale) if q_growth is None else np.float32(q_scale) * q_growth[at][:, None, None]
-        kv.k[slots[:n]] = k
-        kv.v[slots[:n]] = v
+        qkv[:n] = heads.reshape(n, -1)  # `heads` is a copy where qkv is a column range
+        if not q_only:
+            kv.put(slots[:n], k, v)
 
     def attention(
         self,
@@ -225,7 +228,7 @@ class ReferenceOps(HostArrays):
             first = seq_len - length  # position of the first new row
             begin = max(0, first // TILE * TILE - window + 1) // TILE * TILE if window else 0
             slots = meta.req_to_token[int(meta.req_pool_idx[r]), begin:seq_len]
-            k, v = _gather(kv.k, slots), _gather(kv.v, slots)
+            k, v = kv.take(slots)
             for tile in range(first // TILE * TILE, seq_len, TILE):
                 low, high = max(tile, first), min(tile + TILE, seq_len)
                 rows = slice(start + low - first, start + high - first)
@@ -245,6 +248,20 @@ class ReferenceOps(HostArrays):
         x[:n] = np.float32(cap) * np.tanh(x[:n] / np.float32(cap))
 
     # --- vision-language models -----------------------------------------------------------------------------------------------
+    def scale(self, x: Float, rows: Int, *, by: float) -> None:
+        x[: int(rows[0])] *= np.float32(by)
+
+    def match_rms(self, x: Float, like: Float, rows: Int) -> None:
+        n = int(rows[0])
+        own, other = (np.square(part[:n]).mean(axis=-1, keepdims=True, dtype=np.float32) for part in (x, like))
+        x[:n] *= np.sqrt(other) / np.sqrt(np.maximum(own, np.float32(1e-5)))
+
+    def sparsify(self, x: Float, rows: Int, *, deviations: float) -> None:
+        part = x[: int(rows[0])]
+        mean = part.mean(axis=-1, keepdims=True, dtype=np.float32)
+        deviation = np.sqrt(np.square(part - mean).mean(axis=-1, keepdims=True, dtype=np.float32))
+        part[:] = np.maximum(part - mean - np.float32(deviations) * deviation, 0)
+
     def overlay(self, x: Float, source: Float, index: Int, rows: Int, *, add: bool = False) -> None:
         n = int(rows[0])
         taken = np.flatnonzero(index[:n] >= 0)
@@ -404,13 +421,6 @@ def _rotate(x: Float, cos: Float, sin: Float) -> Float:
     cos, sin = cos[:, None], sin[:, None]
     a, b = x[..., :d], x[..., d : 2 * d]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * d :]], axis=-1)
-
-
-def _gather(pool: Float, slots: Int) -> Float:
-    """The slots' rows, with zeros up to the end of the last tile. (`slots` starts at a multiple of TILE.)"""
-    rows = np.zeros((-(-len(slots) // TILE) * TILE, *pool.shape[1:]), np.float32)
-    rows[: len(slots)] = pool[slots]
-    return rows
 
 
 def _attend(

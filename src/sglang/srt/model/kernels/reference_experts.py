@@ -26,7 +26,7 @@ class ReferenceBank:
         self.num_bytes = sum(weight.num_bytes for weight in self.experts)
 
 
-def route(logits: Float, routes: Routes, n: int, how: Routing, bias: Float | None) -> None:
+def route(logits: Float, routes: Routes, n: int, how: Routing, bias: Float | None, scales: Float | None = None) -> None:
     """ops.route for the first n rows."""
     num_experts, top_k = logits.shape[1], routes.ids.shape[1]
     x = logits[:n]
@@ -43,7 +43,8 @@ def route(logits: Float, routes: Routes, n: int, how: Routing, bias: Float | Non
     if how.normalise:
         tiny = np.float32(1e-20 if how.score == "sigmoid" else 0)
         weights = weights / (weights.sum(axis=1, keepdims=True, dtype=np.float32) + tiny)
-    routes.ids[:n], routes.weights[:n] = ids, weights * np.float32(how.scale)
+    weights = weights * np.float32(how.scale)
+    routes.ids[:n], routes.weights[:n] = ids, weights if scales is None else weights * scales[ids]
     routes.order[: n * top_k] = np.argsort(ids, axis=None, kind="stable")
     routes.starts[0], routes.starts[1:] = 0, np.cumsum(np.bincount(ids.ravel(), minlength=num_experts))
 
@@ -94,6 +95,13 @@ def experts_linear(bank: ReferenceBank, x: ReferenceActivation, out: Float, rout
     for e, places, rows in _each_expert(routes, n):
         result = matmul(bank.experts[e], x.data[places])
         out[rows, :width] += weights[routes.order[places], None] * (result if bias is None else result + bias[e])
+
+
+def heads_linear(bank: ReferenceBank, x: ReferenceActivation, out: Float, n: int) -> None:
+    """ops.heads_linear for the first n rows."""
+    k, width = bank.in_features, bank.experts[0].out_features
+    for h, weight in enumerate(bank.experts):
+        out[:n, h * width : (h + 1) * width] = matmul(weight, np.ascontiguousarray(x.data[:n, h * k : (h + 1) * k]))
 
 
 def _each_expert(routes: Routes, n: int) -> Iterator[tuple[int, slice, npt.NDArray[np.int32]]]:

@@ -32,9 +32,15 @@ class AdapterRows:
         self._ops = ops
         self._inputs = ops.inputs(row_adapter_sizes(max_rows, num_slots))
         self.arrays = RowAdapters(**self._inputs.arrays)
+        self._there = b""
 
     def load(self, row_adapter: Int32Array) -> None:
-        """row_adapter: [num_rows], the slot of each row's adapter, -1 for none."""
+        """row_adapter: [num_rows], the slot of each row's adapter, -1 for none. What is there from the step before stays: decode steps of
+        the same requests group alike."""
+        asked = row_adapter.tobytes()
+        if asked == self._there:
+            return
+        self._there = asked
         self._inputs.begin()
         num_tiles = group_rows(row_adapter, self._inputs.host)
         self._inputs.send()

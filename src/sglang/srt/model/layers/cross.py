@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.forward_batch import MAX_CROSS_IMAGES, ForwardBatch
-from sglang.srt.model.kernels.ops import Array, AttentionMeta, Inputs, KVLayer, Ops, StepShape
+from sglang.srt.model.kernels.ops import Array, AttentionMeta, KVLayer, Ops, StepShape
+from sglang.srt.model.kernels.transfer import Inputs
 from sglang.srt.model.model_config import ModelConfig
 
 BLOCK = 256
@@ -66,7 +67,9 @@ class CrossBuffers:
             # the op counts a run's rows among its sequence, so a long run is several
             for a in range(0, seen.count, n):
                 size = min(n, seen.count - a)
-                table[group, :n] = slots
+                if (table[group, :n] != slots).any():
+                    ops.finish()  # the step before may still read the table
+                    table[group, :n] = slots
                 host["q_start"][group], host["q_len"][group], host["seq_lens"][group] = row, size, n
                 here = np.arange(row, row + size)
                 host["take"][row : row + size] = np.arange(seen.row + a, seen.row + a + size)

@@ -31,6 +31,7 @@ class Experts:
         self.ops, self.routing, self.gate = ops, experts.routing, experts.gate or config.gate
         self.router = Linear(ops, source, {f"{prefix}.gate": experts.count}, config.hidden_size, experts.router_bias)
         self.choice_bias = ops.array(source.vector(f"{prefix}.gate.e_score_correction_bias")) if experts.choice_bias else None
+        self.scales = ops.array(source.vector(f"{prefix}.gate.expert_scale")) if experts.beside else None
         at = f"{prefix}.experts"
         width, hidden = experts.width, config.hidden_size
         self.gates = _pack(ops, source, at, experts, {"gate_proj": (width, hidden), "up_proj": (width, hidden)})
@@ -43,10 +44,19 @@ class Experts:
         self.needs_gate_up = self.shared is not None and self.shared.mlp.needs_gate_up
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
+        self.choose(step)
+        self.compute(step, out)
+
+    def choose(self, step: StepBuffers) -> None:
+        """Leaves each row's experts in the buffers."""
+        assert step.experts is not None
+        b = step.experts
+        self.router(step.mlp_in, b.logits, step.rows)
+        self.ops.route(b.logits, b.routes, step.rows, how=self.routing, bias=self.choice_bias, scales=self.scales)
+
+    def compute(self, step: StepBuffers, out: Array) -> None:
         ops, b = self.ops, step.experts
         assert b is not None
-        self.router(step.mlp_in, b.logits, step.rows)
-        ops.route(b.logits, b.routes, step.rows, how=self.routing, bias=self.choice_bias)
         ops.gated_experts(self.gates, step.mlp_in, b.hidden, b.routes, step.rows, gate=self.gate, bias=self.gate_bias)
         ops.experts_linear(self.down, b.hidden, out, b.routes, step.rows, bias=self.down_bias)
         if self.shared is not None:
@@ -71,7 +81,7 @@ class Shared:
     def __call__(self, step: StepBuffers, b: ExpertBuffers) -> Array:
         """The rows that it leaves in the buffers."""
         assert b.shared is not None and b.shared_out is not None
-        self.mlp(replace(step, mlp_out=b.shared_out), b.shared)
+        self.mlp(replace(step, mlp_out={self.mlp.width: b.shared_out}), b.shared)
         if self.gate is None:
             return b.shared
         assert b.gate is not None

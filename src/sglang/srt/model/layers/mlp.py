@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Protocol
 
 from sglang.srt.model.kernels.ops import Array, Ops, Weight
@@ -24,9 +25,21 @@ class GatedMLP:
     """down @ (f(gate @ x) * (up @ x))  (arXiv 2002.05202). Gate and up are one fused op where they pack together and have no
     bias."""
 
-    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        source: WeightSource,
+        prefix: str,
+        config: ModelConfig,
+        readers: Readers,
+        *,
+        sparsity: float = 0.0,
+    ) -> None:
+        """`sparsity`: the share of a row's gates that would become 0 if they were normally distributed."""
         self.ops = ops
+        self.deviations = NormalDist().inv_cdf(sparsity) if sparsity else None
         self.activation = config.gate
+        self.gate_scale, self.scale = config.mlp_scales
         self.width = config.intermediate_size
         shape = (config.intermediate_size, config.hidden_size)
         names = {f"{prefix}.gate_proj": self.width, f"{prefix}.up_proj": self.width}
@@ -40,22 +53,24 @@ class GatedMLP:
             self.split = Linear(ops, source, names, config.hidden_size, config.mlp_bias)
             self.site = self.split.site
             readers.mlp_in.extend(self.split.weights)
-        self.needs_gate_up = self.fused is None
+        self.is_plain = self.deviations is None and self.gate_scale == 1
+        self.needs_gate_up = self.fused is None or not self.is_plain
         self.down = Linear(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.width, config.mlp_bias)
         readers.mlp_out.extend(self.down.weights)
         readers.sites += (self.site, self.down.site)
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
-        assert step.mlp_out is not None
-        if self.fused is not None and step.adapters is None:
-            self.ops.gated_linear(self.fused, step.mlp_in, step.mlp_out, step.rows, gate=self.activation)
+        if self.fused is not None and step.adapters is None and self.is_plain:
+            self.ops.gated_linear(self.fused, step.mlp_in, step.mlp_out[self.width], step.rows, gate=self.activation)
         else:
             self._in_two(step)
-        self.down(step.mlp_out, out, step.rows, step.adapters)
+        self.down(step.mlp_out[self.width], out, step.rows, step.adapters)
+        if self.scale != 1:
+            self.ops.scale(out, step.rows, by=self.scale)
 
     def _in_two(self, step: StepBuffers) -> None:
         """Gate and up, then their product: the same bits, with room for adapters between."""
-        assert step.gate_up is not None and step.mlp_out is not None
+        assert step.gate_up is not None
         if self.split is not None:
             self.split(step.mlp_in, step.gate_up, step.rows, step.adapters)
         else:
@@ -63,7 +78,11 @@ class GatedMLP:
             self.ops.linear(self.fused, step.mlp_in, step.gate_up, step.rows)
             self.site(step.mlp_in, step.gate_up, step.adapters)
         gate, up = step.gate_up[:, : self.width], step.gate_up[:, self.width : 2 * self.width]
-        self.ops.gate(gate, up, step.mlp_out, step.rows, gate_fn=self.activation)
+        if self.gate_scale != 1:
+            self.ops.scale(gate, step.rows, by=self.gate_scale)
+        if self.deviations is not None:
+            self.ops.sparsify(gate, step.rows, deviations=self.deviations)
+        self.ops.gate(gate, up, step.mlp_out[self.width], step.rows, gate_fn=self.activation)
 
 
 class PlainMLP:
@@ -81,11 +100,11 @@ class PlainMLP:
         readers.sites += (self.up.site, self.down.site)
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
-        assert step.gate_up is not None and step.mlp_out is not None
+        assert step.gate_up is not None
         inner = step.gate_up[:, : self.width]
         self.up(step.mlp_in, inner, step.rows, step.adapters)
-        self.ops.activate(inner, step.mlp_out, step.rows, fn=self.activation)
-        self.down(step.mlp_out, out, step.rows, step.adapters)
+        self.ops.activate(inner, step.mlp_out[self.width], step.rows, fn=self.activation)
+        self.down(step.mlp_out[self.width], out, step.rows, step.adapters)
 
 
 def create_mlp(ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> ChannelMixer:

@@ -18,6 +18,8 @@ from sglang.srt.model.model_config import ModelConfig, RopeConfig
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
+TABLE_ROWS = 512
+"""positions of a table computed at a time"""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,19 @@ def query_growth(beta: float, length: int, num_positions: int) -> Float32:
 
 def rope_tables(config: RopeConfig, num_positions: int) -> tuple[Float32, Float32]:
     """(cos, sin), each [num_positions, rotary_dim / 2]."""
-    angles = np.arange(num_positions)[:, None] * inverse_frequencies(config, num_positions)
-    factor = attention_factor(config)
-    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
+    frequencies, factor = inverse_frequencies(config, num_positions), attention_factor(config)
+    cos, sin = (np.empty((num_positions, len(frequencies)), np.float32) for _ in range(2))
+    for start in range(0, num_positions, TABLE_ROWS):  # float64 values of a piece stay in the cache
+        angles = np.arange(start, min(start + TABLE_ROWS, num_positions))[:, None] * frequencies
+        for table, function in ((cos, np.cos), (sin, np.sin)):
+            np.multiply(function(angles), factor, out=table[start : start + TABLE_ROWS], casting="same_kind")
+    return cos, sin
 
 
 def table_bytes(config: ModelConfig) -> int:
-    """Peak bytes of making the tables for a model's context: angles in float64 beside the results."""
+    """Peak bytes of making the tables for a model's context: what is computed beside what the kernels get."""
     ropes = [config.rope] + ([config.local_rope] if config.local_rope is not None else [])
-    return sum(config.context_len * (rope.rotary_dim // 2) * (3 * 8 + 2 * 4) for rope in ropes)
+    return sum(config.context_len * (rope.rotary_dim // 2) * (2 * 2 * 4) for rope in ropes)
 
 
 def inverse_frequencies(config: RopeConfig, num_positions: int) -> Float64:

@@ -22,12 +22,14 @@ from sglang.srt.model.layers.attention import Attention
 from sglang.srt.model.layers.buffers import Readers, StepBuffers
 from sglang.srt.model.layers.embedding import Embedding, Head
 from sglang.srt.model.layers.experts import Experts
+from sglang.srt.model.layers.latent import LatentAttention
 from sglang.srt.model.layers.media import MediaSeam, StepRope
 from sglang.srt.model.layers.mlp import ChannelMixer, create_mlp
+from sglang.srt.model.layers.recurrent import Beside, create_recurrent
 from sglang.srt.model.layers.rope import create_rope, no_rope
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.layer import Layer, Mixer, ParallelLayer, Place, SerialLayer
+from sglang.srt.model.models.layer import HalfLayer, Layer, Mixer, ParallelLayer, Place, SerialLayer
 
 
 class Decoder:
@@ -48,7 +50,9 @@ class Decoder:
         unrotated = no_rope(ops, num_positions) if any(still) else rope
         ropes = [unrotated if s else local_rope if local else rope for s, local in zip(still, windows, strict=True)]
         self.layers: list[Layer] = [
-            self.create_layer(Place(ops, source, config, self.readers, i, f"model.layers.{i}", ropes[i], windows[i]))
+            self.create_layer(
+                Place(ops, source, config.of_layer(i), self.readers, i, f"model.layers.{i}", ropes[i], windows[i])
+            )
             for i in range(config.num_layers)
         ]
         self.ops = ops
@@ -58,18 +62,52 @@ class Decoder:
     # --- what a family may have of its own ------------------------------------------------------------------------------------
 
     def create_layer(self, place: Place) -> Layer:
+        if self.config.halves:
+            mixes = self.config.halves[place.index] == "mixer"
+            return (
+                HalfLayer(place, self.create_mixer(place), None)
+                if mixes
+                else HalfLayer(place, None, self.create_channels(place))
+            )
         mixer, channels = self.create_mixer(place), self.create_channels(place)
         return (SerialLayer if self.config.block == "serial" else ParallelLayer)(place, mixer, channels)
 
     def create_mixer(self, place: Place) -> Mixer:
+        recurrent = self.config.recurrent
+        if recurrent is None or not recurrent.layers[place.index]:
+            return self.create_attention(place)
+        mixer = create_recurrent(place.ops, place.source, f"{place.prefix}.mixer", self.config, self.readers)
+        if recurrent.beside is None:
+            return mixer
+        attention = self.create_attention(place)
+        assert isinstance(attention, Attention)
+        return Beside(place.ops, attention, mixer, recurrent.beside)
+
+    def create_attention(self, place: Place) -> Mixer:
         at = f"{place.prefix}.self_attn"
-        return Attention(place.ops, place.source, at, self.config, place.rope, place.local, self.readers)
+        if self.config.latent is not None:
+            return LatentAttention(place.ops, place.source, at, self.config, place.rope, self.readers)
+        whole, i = self.config, place.index
+        return Attention(
+            place.ops,
+            place.source,
+            at,
+            place.config,
+            place.rope,
+            place.local,
+            self.readers,
+            keeps_kv=whole.keeps_kv(i),
+            key_is_value=bool(whole.keys_as_values) and whole.keys_as_values[i],
+        )
 
     def create_channels(self, place: Place) -> ChannelMixer:
         experts = self.config.experts
         if experts is not None and experts.layers[place.index]:
-            return Experts(place.ops, place.source, f"{place.prefix}.mlp", self.config, self.readers)
-        return create_mlp(place.ops, place.source, f"{place.prefix}.mlp", self.config, self.readers)
+            return Experts(place.ops, place.source, f"{place.prefix}.mlp", place.config, self.readers)
+        return create_mlp(place.ops, place.source, f"{place.prefix}.mlp", place.config, self.readers)
+
+    def embedded(self, step: StepBuffers) -> None:
+        """What comes between the embedding and the first layer: nothing."""
 
     # --- a step ---------------------------------------------------------------------------------------------------------------
 
@@ -78,6 +116,7 @@ class Decoder:
         delta = self.embedding(step)
         if self.media is not None:
             self.media(step)
+        self.embedded(step)
         for i, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
             layer.attend(step, layer_kv, delta)
             delta = step.delta
@@ -116,5 +155,18 @@ class Decoder:
         """Every packed matrix, once."""
         r = self.readers
         ends = [self.embedding.weight, *([self.embedding.positions] if self.embedding.positions is not None else [])]
-        every = [*ends, *r.attn_in, *r.attn_out, *r.mlp_in, *r.mlp_out, *r.expert_out, *r.shared_out, *r.head_in]
+        every = [
+            *ends,
+            *r.attn_in,
+            *r.attn_out,
+            *r.mlp_in,
+            *r.mlp_out,
+            *r.expert_out,
+            *r.shared_out,
+            *r.mixer_out,
+            *r.scan_in,
+            *r.scan_low,
+            *r.head_in,
+        ]
+        every += [*r.latent_q_in, *r.latent_q, *r.latent_out]
         return list({id(w): w for w in every}.values())

@@ -104,6 +104,24 @@ class SerialLayer:
         self.feeding(step, delta, step.mlp_in, self.channels)
 
 
+class HalfLayer:
+    """x += half(norm(x)): a layer that has one half. It is computed for all rows."""
+
+    is_split = False
+
+    def __init__(self, place: Place, mixer: Mixer | None, channels: ChannelMixer | None) -> None:
+        self.half, self.mixer, self.channels = Half(place.ops, place.norm("input"), None), mixer, channels
+        self.needs_gate_up = channels is not None and channels.needs_gate_up
+
+    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+        if self.channels is not None:
+            self.half(step, delta, step.mlp_in, self.channels)
+        elif (mixer := self.mixer) is not None:
+            self.half(step, delta, step.attn_in, lambda step, out: mixer(step, kv, out))
+
+    def feed(self, step: StepBuffers, delta: Array | None) -> None: ...
+
+
 class ParallelLayer:
     """Both halves read x as the layer found it, so neither can be left out for some rows."""
 

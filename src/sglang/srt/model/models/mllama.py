@@ -57,10 +57,10 @@ class CrossLayer:
         ops.gather_rows(step.x, cross.take, cross.x, cross.rows)
         self.input_norm(cross.x, step.attn_in, cross.rows)
         self.q(step.attn_in, cross.q, cross.rows)
-        by_head = (-1, self.config.head_dim)
+        by_head, attn_out = (-1, self.config.head_dim), step.attn_out[self.q.ends[-1]]
         ops.rms_norm(cross.q.reshape(by_head), self.q_norm, cross.normed.reshape(by_head), cross.head_rows, eps=self.eps)
-        ops.attention(cross.normed, kv, step.attn_out, cross.meta, num_heads=self.config.num_heads)
-        self.output(step.attn_out, step.delta, cross.rows)
+        ops.attention(cross.normed, kv, attn_out, cross.meta, num_heads=self.config.num_heads)
+        self.output(attn_out, step.delta, cross.rows)
         self._scale(step, 0)
         self.post_attention_norm(cross.x, step.mlp_in, cross.rows, delta=cross.scaled)
         self.mlp(inner, step.delta)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,16 @@ from sglang.srt.model.model_config import RopeConfig
 from sglang.srt.model.models.vision.layers import BLOCK, Dense, blocks
 from sglang.srt.model.quant.formats import HostTensor, dense
 from sglang.srt.model.weights.families.encoders import MAX_REACH, EncoderConfig, EncoderNames
-from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
+from sglang.srt.model.weights.tensor_source import TensorSource
 
 Float32 = npt.NDArray[np.float32]
 
 
 class EncoderSource:
-    """A layers.source.WeightSource over a folder's safetensors; names with or without the prefix of models with a head."""
+    """A layers.source.WeightSource over the tensors of a file or folder; names with or without the prefix of models with a head."""
 
-    def __init__(self, folder: Path, config: EncoderConfig) -> None:
-        self._source = SafetensorsSource(folder)
+    def __init__(self, source: TensorSource, config: EncoderConfig) -> None:
+        self._source = source
         self._stored = {_modern(name.removeprefix(config.prefix)): name for name in self._source.names}
 
     def has(self, name: str) -> bool:
@@ -42,7 +41,7 @@ class EncoderSource:
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
         if name not in self._stored:
             raise ModelError(f"{self._source.path} lacks the tensor {name!r} that its config asks for")
-        tensor = self._source.read(self._stored[name])
+        tensor = self._source.read(self._stored[name]).packable()
         if shape is not None and tensor.shape != shape:
             raise ModelError(
                 f"{self._source.path}: tensor {name!r} has shape {list(tensor.shape)}, and the config makes it {list(shape)}"

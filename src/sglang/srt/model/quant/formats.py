@@ -128,6 +128,13 @@ class HostTensor:
         first, last = start // block.block_len * per, stop // block.block_len * per
         return replace(self, shape=(self.shape[0], stop - start), data=self.data[:, first:last])
 
+    def with_zero_rows(self, num_rows: int) -> HostTensor:
+        """The matrix with rows of zeros below, num_rows in all."""
+        if self.format not in ("f32", "f16", "bf16", "q8_0") or len(self.shape) != 2:
+            raise ValueError(f"rows of zeros for {self.name}, which is {self.shape} in {self.format}")
+        data = np.pad(self.data, ((0, num_rows - self.shape[0]), (0, 0)))
+        return replace(self, shape=(num_rows, self.shape[1]), data=data)
+
     def take_rows(self, rows: npt.NDArray[np.intp]) -> HostTensor:
         """The given rows of a matrix or vector, in their order (a copy; blocks stay as they are)."""
         if len(self.shape) > 2 or (len(self.shape) == 1 and not self.is_dense):

@@ -85,11 +85,16 @@ def _nibbles(packed: Bytes) -> Bytes:
 def _q3_k(blocks: Bytes) -> tuple[Levels, Floats]:
     n = len(blocks)
     low, high = _quarters(blocks[:, 32:96]), _fields(blocks[:, :32], range(8), 1).swapaxes(1, 2).reshape(n, 256)
-    scales = (blocks[:, None, 96:104] >> np.array([[0], [4]], np.uint8) & 15).reshape(n, 16)
-    tops = (blocks[:, None, 104:108] >> np.array([[0], [2], [4], [6]], np.uint8) & 3).reshape(n, 16)
-    factors = (scales | (tops << 4)).astype(np.float32) - np.float32(32)
     levels = low.astype(np.int8) - 4 * (1 - high.astype(np.int8))
-    return levels.reshape(-1, 16), (half(blocks, 108) * factors).reshape(-1, 1)
+    return levels.reshape(-1, 16), (half(blocks, 108) * _q3_factors(blocks).astype(np.float32)).reshape(-1, 1)
+
+
+def _q3_factors(blocks: Bytes) -> npt.NDArray[np.int8]:
+    """[n, 16]."""
+    scales = (blocks[:, None, 96:104] >> np.array([[0], [4]], np.uint8) & 15).reshape(-1, 16)
+    tops = (blocks[:, None, 104:108] >> np.array([[0], [2], [4], [6]], np.uint8) & 3).reshape(-1, 16)
+    factors: npt.NDArray[np.int8] = (scales | (tops << 4)).astype(np.int8) - np.int8(32)
+    return factors
 
 
 def _tq2_0(blocks: Bytes) -> tuple[Levels, Floats]:
@@ -181,6 +186,21 @@ def _iq1_m(blocks: Bytes) -> tuple[Levels, Floats]:
     added = np.where(tops & 8, -_DELTA, _DELTA)[..., None]
     factors = (2 * _fields(words, range(0, 12, 3), 7).reshape(n, 16) + 1).astype(np.float32)
     return (entries + added).reshape(-1, 16), (d.astype(np.float32)[:, None] * factors).reshape(-1, 1)
+
+
+def factors_of(name: str, blocks: Bytes) -> tuple[npt.NDArray[np.float16], npt.NDArray[Any]]:
+    """d [n], and whole factors [n, 16] of each 16 values: of iq2 and iq1 of eighths."""
+    if name == "q3_k":
+        return _words(blocks, 108, 110, "<f2")[:, 0], _q3_factors(blocks)
+    if name == "iq1_m":
+        words = _words(blocks, 48, 56, "<u2")
+        d = np.bitwise_or.reduce((words & 0xF000) >> np.array([12, 8, 4, 0], np.uint16), axis=1).view(np.float16)
+        return d, 2 * _fields(words, range(0, 12, 3), 7).reshape(len(blocks), 16) + 1
+    d = _words(blocks, 0, 2, "<f2")[:, 0]
+    if name in ("iq2_xs", "iq2_s"):
+        return d, 2 * _nibbles(blocks[:, -8:]) + 1
+    scales = _words(blocks, 2, 66, "<u4")[:, 1::2] >> 28 if name == "iq2_xxs" else _words(blocks, 34, 50, "<u2") >> 12 & 7
+    return d, (2 * scales + 1).repeat(2, axis=1)
 
 
 LEVELS: dict[str, tuple[int, int, Callable[[Bytes], tuple[Levels, Floats]]]] = {

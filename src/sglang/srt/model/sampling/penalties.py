@@ -7,10 +7,15 @@ All of it is one sparse row of (id, scale, bias) that `ops.adjust` applies as  v
             -inf for an end token while the output is shorter than min_new_tokens
 
 A row is kept between steps and updated only for the newest output ids, so the cost of a step does not depend on the vocabulary's size.
+A sample after draft tokens has a copy of the request's row, updated for these tokens:
+
+    output      ... the cat        row of the request
+    draft       sat on             rows after "sat", and after "sat on": copies
 """
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -61,6 +66,15 @@ class Adjustments:
         count = self._count.get(token, 0)
         bias = (p.logit_bias or {}).get(token, 0.0) - p.frequency_penalty * count - p.presence_penalty * (count > 0)
         self._bias[at] = -math.inf if token in self._forbidden else bias
+
+    def after(self, spec: SampleSpec) -> Adjustments:
+        """The row of a sample after draft tokens: the output of `spec` begins with this one's."""
+        self.update()
+        row = copy.copy(self)
+        row._spec = spec
+        row._count, row.index = self._count.copy(), self.index.copy()
+        row._ids, row._scale, row._bias = self._ids.copy(), self._scale.copy(), self._bias.copy()
+        return row
 
     def _grow(self) -> None:
         self._ids, self._scale, self._bias = (

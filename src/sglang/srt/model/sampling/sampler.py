@@ -103,7 +103,9 @@ def _needs_adjustments(spec: SampleSpec) -> bool:
 
 
 def _adjustments(spec: SampleSpec, vocab_size: int) -> Adjustments:
-    """The request's own, kept in its spec so that they survive every change of the batch."""
+    """The request's own, kept in its spec so that they survive every change of the batch; after draft tokens, a copy of them."""
+    if spec.follows is not None:
+        return _adjustments(spec.follows, vocab_size).after(spec)
     if not isinstance(spec.state, Adjustments):
         spec.state = Adjustments(spec, vocab_size)
     return spec.state
@@ -188,7 +190,7 @@ class Sampler:
 
         def finish() -> Sampled:
             ids: Int32Array = fetch.result()
-            return Sampled(ids, [None] * num_rows, np.flatnonzero(ids < 0).tolist())
+            return Sampled(ids, [None] * num_rows, (ids < 0).nonzero()[0].tolist())
 
         return finish
 

@@ -5,6 +5,7 @@ Settings of single families are in `families/`. GGUF metadata is read the same w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from sglang.common.suggest import did_you_mean
 from sglang.srt.checkpoint.files import shown
-from sglang.srt.errors import ModelError
+from sglang.srt.errors import ModelError, UnknownModelError
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.scheme import QuantConfig, parse_quantization
 from sglang.srt.model.weights.config_fields import (
@@ -29,7 +30,12 @@ from sglang.srt.model.weights.families.table import FAMILIES
 from sglang.srt.model.weights.rope_reader import read_rope
 from sglang.srt.model.weights.vision_config import VISION_FAMILIES, find_vision_family, text_part, with_vision
 
+logger = logging.getLogger("sglang")
 MAX_DTYPE_LEN = 32
+OUTER_FIELDS = ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config", "eos_token_id")
+"""of a class that sees or hears, for its decoder"""
+WHOLE_ROOT = "model.language_model."
+"""what stands before a decoder's names in such a class"""
 
 
 def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -55,14 +61,32 @@ def parse_model_config(raw: Mapping[str, Any], source: Path, overrides: Mapping[
     if seeing is not None:
         text = text_part(raw, seeing, source)
         return with_vision(parse_model_config(text, source, overrides), raw, text, seeing, source)
+    whole = find_whole(raw.get("architectures"))
+    if whole is not None:
+        config = parse_model_config(_decoder_part(raw, whole, source), source, overrides)
+        return replace(config, layout=replace(config.layout, root=WHOLE_ROOT))
     family = _find_family({**raw, **overrides}, source)
-    fields = Fields(raw, source, family.defaults, overrides, spelled=family.spelled)
+    fields = Fields({**family.implied(raw), **raw}, source, family.defaults, overrides, spelled=family.spelled)
     fields.read.update(("architectures", "model_type"))
     config = replace(family.finish(fields, _common(fields, family)), quantization=_quantization(fields))
     fields.check_used()
     _check_ids(config.eos_token_ids, config, source)
     _check_ids(() if config.bos_token_id is None else (config.bos_token_id,), config, source, "bos_token_id")
     return config
+
+
+def find_whole(classes: object) -> Family | None:
+    """The family whose decoder is the text part of a class that sees or hears as well."""
+    names = classes if isinstance(classes, list) else []
+    return next((f for f in FAMILIES if f.whole_name and f.whole_name in names), None)
+
+
+def _decoder_part(raw: Mapping[str, Any], family: Family, source: Path) -> dict[str, Any]:
+    inner = raw.get("text_config")
+    if not isinstance(inner, dict):
+        raise ModelError(f"{source}: text_config must be an object, got {shown(inner)}")
+    outer = {name: raw[name] for name in OUTER_FIELDS if raw.get(name) is not None}
+    return {**inner, **outer, "architectures": [family.class_name]}
 
 
 def _check_ids(ids: tuple[int, ...], config: ModelConfig, source: Path, name: str = "eos_token_id") -> None:
@@ -95,7 +119,7 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
     asked = ", ".join(c[:80] if isinstance(c, str) else shown(c) for c in classes[:4])
     hint = did_you_mean(asked, _class_names()) if asked else ""
     asked = f"architectures [{asked}]" if asked else f"model_type {shown(raw.get('model_type'))}"
-    raise ModelError(
+    raise UnknownModelError(
         f"{source}: {asked} is not supported{hint}; docs/models.md lists the {len(_class_names())} classes that are"
     )
 
@@ -104,7 +128,7 @@ def is_bare(folder: Path) -> bool:
     """Whether a model folder holds a decoder without a head, or one whose rows see what follows them: it embeds."""
     path = folder / "config.json"
     raw = read_json(path) if path.is_file() else {}
-    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention") is True:
+    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention") in (True, "all"):
         return True
     return _has_class(raw, lambda family: family.bare_name)
 
@@ -121,7 +145,11 @@ def _has_class(raw: Mapping[str, Any], name_of: Callable[[Family], str]) -> bool
 
 
 def _class_names() -> list[str]:
-    return [*(f.class_name for f in FAMILIES), *(f.class_name for f in VISION_FAMILIES)]
+    return [
+        *(f.class_name for f in FAMILIES),
+        *(f.whole_name for f in FAMILIES if f.whole_name),
+        *(f.class_name for f in VISION_FAMILIES),
+    ]
 
 
 def _common(fields: Fields, family: Family) -> ModelConfig:
@@ -148,12 +176,12 @@ def _common(fields: Fields, family: Family) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=fields.count("intermediate_size", family.mlp_width * hidden_size or None),
+        intermediate_size=_widest(fields, family, family.mlp_width * hidden_size or None),
         context_len=context_len,
         norm_eps=fields.number("rms_norm_eps", above=MIN_EPS, most=MAX_EPS),
         rope=rope,
         layout=family.layout,
-        bidirectional=not fields.flag("is_causal", True) or fields.flag("use_bidirectional_attention"),
+        bidirectional=not fields.flag("is_causal", True) or _sees_ahead(fields, family),
         **family.shape,
         **_activation(fields, family),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
@@ -161,6 +189,25 @@ def _common(fields: Fields, family: Family) -> ModelConfig:
         bos_token_id=bos[0] if bos else None,
         dtype=_dtype(fields),
     )
+
+
+def _widest(fields: Fields, family: Family, default: int | None) -> int:
+    """Of the feed-forward layers, where a list may have the width of each."""
+    widths = fields.get("intermediate_size")
+    if not family.width_per_layer or not isinstance(widths, list):
+        return fields.count("intermediate_size", default)
+    if len(widths) < fields.count("num_hidden_layers", most=MAX_LAYERS) or any(
+        type(w) is not int or not 0 < w <= MAX_SIZE for w in widths
+    ):
+        raise fields.bad("intermediate_size", f"must be a number, or one for each layer, got {shown(widths)}")
+    return max(int(width) for width in widths)
+
+
+def _sees_ahead(fields: Fields, family: Family) -> bool:
+    """Gemma 4 says it in words; "vision" is about rows of images alone."""
+    if family.architecture == "gemma4" and isinstance(fields.get("use_bidirectional_attention"), str):
+        return fields.choice("use_bidirectional_attention", {"all": True, "vision": False})
+    return fields.flag("use_bidirectional_attention")
 
 
 def _activation(fields: Fields, family: Family) -> dict[str, Any]:

@@ -21,24 +21,37 @@ from sglang.srt.model.model_config import ModelConfig, RopeConfig, TensorLayout
 from sglang.srt.model.weights.config_fields import MAX_ID, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
 from sglang.srt.model.weights.config_reader import parse_model_config
 from sglang.srt.model.weights.families.family import MIN_SCALE, Family
+from sglang.srt.model.weights.families.gguf_gemma import gemma3n_fields, gemma4_fields
+from sglang.srt.model.weights.families.gguf_states import RECURRENT_EXPERTS, RECURRENT_FIELDS
+from sglang.srt.model.weights.families.latents import LATENT_FAMILIES
 from sglang.srt.model.weights.families.mixtures import EXPERT_FAMILIES
 from sglang.srt.model.weights.families.table import FAMILIES
 from sglang.srt.model.weights.family_source import gguf_layout
-from sglang.srt.model.weights.gguf_experts import expert_fields
+from sglang.srt.model.weights.gguf_experts import LATENT, expert_fields, latent_fields
 
 BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf is not None}
 """general.architecture -> family"""
-EXPERTS = {"llama", *(family.gguf.architecture for family in EXPERT_FAMILIES if family.gguf is not None)}
+EXPERTS = {
+    "llama",
+    "gemma4",
+    *RECURRENT_EXPERTS,
+    *(family.gguf.architecture for family in (*EXPERT_FAMILIES, *LATENT_FAMILIES) if family.gguf is not None),
+}
 """architectures that may have experts"""
 EMBEDDING = {"gemma-embedding": "gemma3"}
 """architectures that embed -> the one that they are but for seeing both ways"""
+SEEING = {"qwen2vl": "qwen2", "qwen3vl": "qwen3"}
+"""decoders of vision-language models -> what they are to texts"""
 
 ROPE_DIVISORS = "rope_freqs.weight"
 LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 MIN_DIVISOR = 1e-6
-WHOLE_HEADS = ("llama", "mistral3", "granite", "granitemoe", "minicpm", "smollm3", "arcee", "internlm2")
+TWO_ROPES = ("gemma3", "gemma3n", "gemma4")
+"""families whose layers with windows have a rope of their own"""
+UNEQUAL_LAYERS = ("gemma3n", "gemma4")
+WHOLE_HEADS = ("llama", "mistral3", "granite", "granitemoe", "granitehybrid", "minicpm", "smollm3", "arcee", "internlm2")
 """whose q and k were put in interleaved order over whole heads, so only whole heads can be put back"""
 TOLD_BY_TENSORS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 STEMS: dict[str, str | tuple[str, ...]] = {
@@ -84,9 +97,9 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
         layout=gguf_layout_of(meta.family, config),
         norm_offset=0.0,
         tie_word_embeddings="output.weight" not in tensors,
-        attention_bias="blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
-        output_bias="blk.0.attn_output.bias" in tensors,
-        mlp_bias="blk.0.ffn_up.bias" in tensors,
+        attention_bias=_has_tensor(meta, "attn_q.bias") or _has_tensor(meta, "attn_qkv.bias"),
+        output_bias=_has_tensor(meta, "attn_output.bias"),
+        mlp_bias=_has_tensor(meta, "ffn_up.bias"),
         query_scale=config.query_scale if scale is None else _scale(meta, scale),
     )
 
@@ -112,11 +125,11 @@ class _Meta:
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
         arch = gguf.metadata.get("general.architecture")
-        kind = EMBEDDING.get(arch, arch) if isinstance(arch, str) else ""
+        kind = (EMBEDDING | SEEING).get(arch, arch) if isinstance(arch, str) else ""
         if not isinstance(arch, str) or kind not in BY_ARCHITECTURE:
             raise ModelError(
                 f"{gguf.path}: general.architecture {shown(arch)} is not supported; docs/models.md lists the "
-                f"{len(BY_ARCHITECTURE) + len(EMBEDDING)} that are"
+                f"{len(BY_ARCHITECTURE) + len(EMBEDDING) + len(SEEING)} that are"
             )
         self.arch, self.kind = arch, kind
         self.family = BY_ARCHITECTURE[kind]
@@ -142,6 +155,8 @@ class _Meta:
         """An integer from 1 to `most`, the same for all layers if it is written once per layer."""
         value = self.get(key, default)
         if isinstance(value, np.ndarray):
+            if key in ("attention.head_count_kv", "feed_forward_length"):  # layers without that half have none
+                value = value[value != 0] if (value != 0).any() else value
             if len(value) == 0 or (value != value[0]).any():
                 raise self.bad(key, f"differs between layers ({value.tolist()[:8]}), which is not supported")
             value = value[0].item()
@@ -150,6 +165,21 @@ class _Meta:
         if value > most:
             raise self.bad(key, f"must be at most {most}, got {value}")
         return value
+
+    def most(self, key: str, default: int | None = None) -> int:
+        """As `size`; the largest of several where the family's layers differ."""
+        value = self.get(key)
+        if self.kind not in UNEQUAL_LAYERS or not isinstance(value, np.ndarray) or not len(value):
+            return self.size(key, default)
+        return max(self.each(key, len(value)))
+
+    def each(self, key: str, num_layers: int) -> list[int]:
+        """A positive integer of each layer."""
+        value = self.get(key)
+        values = value.tolist() if isinstance(value, np.ndarray) else [value] * num_layers
+        if len(values) < num_layers or any(type(v) is not int or not 0 < v <= MAX_SIZE for v in values):
+            raise self.bad(key, f"must be {num_layers} positive integers, got {shown(values[:8])}")
+        return values[:num_layers]
 
 
 def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
@@ -160,7 +190,7 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         raise ModelError(f"{gguf.path} has no matrix 'token_embd.weight': it is not a whole language model")
     num_heads, hidden = meta.size("attention.head_count"), meta.size("embedding_length")
     head_dim = meta.size("attention.key_length", hidden // num_heads)
-    if meta.size("attention.value_length", head_dim) != head_dim:
+    if meta.kind not in LATENT and meta.size("attention.value_length", head_dim) != head_dim:
         raise meta.bad("attention.value_length", f"differs from the key length {head_dim}, which is not supported")
     raw = {
         "model_type": meta.family.model_type,
@@ -168,9 +198,9 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         "hidden_size": hidden,
         "num_hidden_layers": meta.size("block_count", most=MAX_LAYERS),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": meta.size("attention.head_count_kv", num_heads),
+        "num_key_value_heads": meta.most("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "intermediate_size": meta.size("feed_forward_length", meta.get("expert_feed_forward_length")),
+        "intermediate_size": meta.most("feed_forward_length", meta.get("expert_feed_forward_length")),
         "max_position_embeddings": meta.size("context_length", most=MAX_POSITIONS),
         "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon", meta.number("attention.layer_norm_epsilon")),
         "attn_logit_softcapping": meta.number("attn_logit_softcapping"),
@@ -307,6 +337,16 @@ def _glm4_moe(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _deepseek2(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The last layers are for speculation, if there are any."""
+    spare = meta.size("nextn_predict_layers", most=MAX_LAYERS) if meta.number("nextn_predict_layers") else 0
+    layers = raw["num_hidden_layers"] - spare
+    if layers < 1:
+        raise meta.bad("nextn_predict_layers", f"leaves none of {raw['num_hidden_layers']} layers")
+    found = latent_fields(meta.gguf.tensors, meta.number, raw)
+    return {**found, "num_hidden_layers": layers, "mlp_layer_types": (raw.get("mlp_layer_types") or [])[:layers] or None}
+
+
 def _stablelm(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     tensors = meta.gguf.tensors
     return {
@@ -323,6 +363,8 @@ PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
     "llama": _llama,
     "gemma2": _gemma,
     "gemma3": _gemma,
+    "gemma3n": gemma3n_fields,
+    "gemma4": gemma4_fields,
     "granite": _granite,
     "granitemoe": _granite,
     "minicpm": _minicpm,
@@ -331,16 +373,18 @@ PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
     "glm4moe": _glm4_moe,
     "bailingmoe2": _bailing2,
     "gpt-oss": _gpt_oss,
+    "deepseek2": _deepseek2,
     "command-r": _cohere,
     "cohere2": _cohere,
     "stablelm": _stablelm,
     "gptneox": _gpt_neox,
+    **RECURRENT_FIELDS,
 }
 """architecture -> what only its files say or leave out"""
 
 
 def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
-    default_theta = 1_000_000.0 if meta.kind == "gemma3" else 10000.0
+    default_theta = 1_000_000.0 if meta.kind in TWO_ROPES else 10000.0
     params: dict[str, Any] = {"rope_theta": meta.number("rope.freq_base", default_theta)}
     kind, factor = meta.get("rope.scaling.type"), meta.number("rope.scaling.factor", 0.0)
     if kind is not None and not isinstance(kind, str):
@@ -359,7 +403,7 @@ def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
         params.update(rope_type="longrope", factor=None, attention_factor=meta.number("rope.scaling.attn_factor"))
         params["original_max_position_embeddings"] = meta.number("rope.scaling.original_context_length")
     raw: dict[str, Any] = {"partial_rotary_factor": meta.size("rope.dimension_count", head_dim) / head_dim}
-    if meta.kind != "gemma3":
+    if meta.kind not in TWO_ROPES:
         return {**raw, "rope_parameters": params}
     local = {"rope_theta": meta.number("rope.freq_base_swa", 10000.0)}
     return {**raw, "rope_parameters": {"full_attention": params, "sliding_attention": local}}

@@ -1,4 +1,5 @@
-"""What a GGUF file says of experts, in the words of config.json (families/mixtures.py). Sizes and layers are those of its tensors."""
+"""What a GGUF file says of experts and latent attention, in the words of config.json (families/mixtures.py, latents.py). Sizes and layers
+of experts are those of its tensors."""
 
 from __future__ import annotations
 
@@ -36,4 +37,45 @@ def expert_fields(
         "scoring_func": SCORES.get(number("expert_gating_func")),
         "n_group": number("expert_group_count") or None,
         "topk_group": number("expert_group_used_count") or None,
+    }
+
+
+LATENT = ("deepseek2",)
+YARN_LOG = 0.1
+"""yarn_log_multiplier of these files is mscale_all_dim times it"""
+_V3_EXPERTS, _V3_GROUPS = 256, (8, 4)
+"""older files do not say the groups of DeepSeek-V3's experts"""
+
+
+def latent_fields(tensors: Mapping[str, GGUFTensor], number: Callable[[str], Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Latent attention (families/latents.py). Files of one architecture are of DeepSeek-V2 or, where experts are chosen by sigmoids,
+    built as DeepSeek-V3. `number`: a number of the metadata, None if it is absent."""
+    rank, rope = number("attention.kv_lora_rank"), number("rope.dimension_count")
+    split, whole = tensors.get("blk.0.attn_k_b.weight"), tensors.get("blk.0.attn_kv_b.weight")
+    key = number("attention.key_length_mla") or number("attention.key_length")
+    value = number("attention.value_length_mla") or number("attention.value_length")
+    is_big = raw.get("num_experts") == _V3_EXPERTS
+    is_v3 = raw.get("scoring_func") == "sigmoid"
+    params = dict(raw["rope_parameters"])
+    flat = number("rope.scaling.yarn_log_multiplier")
+    if flat:
+        params.update(mscale=flat / YARN_LOG, mscale_all_dim=flat / YARN_LOG)
+    return {
+        "model_type": "deepseek_v3" if is_v3 else "deepseek_v2",
+        "num_key_value_heads": raw["num_attention_heads"],
+        "head_dim": None,
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": key - rope if type(key) is int and type(rope) is int else None,
+        "v_head_dim": value,
+        "kv_lora_rank": rank,
+        "q_lora_rank": number("attention.q_lora_rank") or 0,
+        "kv_b_is_split": split is not None and whole is None,
+        "topk_method": None if is_v3 else "group_limited_greedy",
+        "scoring_func": None if is_v3 else raw.get("scoring_func"),
+        "n_group": raw.get("n_group") or (_V3_GROUPS[0] if is_big else 1),
+        "topk_group": raw.get("topk_group") or (_V3_GROUPS[1] if is_big else 1),
+        "routed_scaling_factor": raw.get("routed_scaling_factor") or 1.0,
+        "norm_topk_prob": raw.get("norm_topk_prob") if is_v3 else None,
+        "rope_parameters": params,
+        "partial_rotary_factor": None,
     }

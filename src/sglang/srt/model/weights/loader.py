@@ -13,26 +13,31 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.gguf_reader import open_gguf
+from sglang.srt.checkpoint.projector import open_projector
 from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.model_config import PLAIN_LAYOUT, ModelConfig
 from sglang.srt.model.quant.blocks import packable_format
 from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
+from sglang.srt.model.weights.families.gguf_vision import ProjectorSource
 from sglang.srt.model.weights.family_source import FamilySource
 from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
 from sglang.srt.model.weights.gguf_source import GGUFSource
 from sglang.srt.model.weights.progress import LoadProgress
 from sglang.srt.model.weights.quantized_source import QuantizedSource
+from sglang.srt.model.weights.repacked.session import Repacked
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 from sglang.srt.model.weights.shapes import Shapes, expected_shapes
-from sglang.srt.model.weights.tensor_source import TensorSource
+from sglang.srt.model.weights.tensor_source import RenamedSource, TensorSource
+from sglang.srt.model.weights.vision_config import find_vision_family, with_vision
 from sglang.srt.model.weights.vision_shapes import our_name
 
 DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -44,6 +49,12 @@ ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 QUANTISE_VALUES = 1 << 20
 """values quantised at a time"""
 
+_ENCODER = re.compile(r"(visual|vision_tower|vision_model|multi_modal_projector|connector)\.")
+_TABLE = re.compile(r"embed")
+"""in an encoder: what is looked up or added, and the first layer, which reads pixels"""
+_SECOND = re.compile(r"\.mlp\.(fc2|linear_fc2|down_proj)\.weight$")
+"""in an encoder: what reads rows that may be made wider (models/vision/layers.py)"""
+_KEPT = re.compile(r"\.(k_proj|v_proj|k_norm|v_norm)\.")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -52,18 +63,22 @@ class Conversion:
     """How matrices change on their way in.
 
     `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. f8 becomes bf16, and matrices whose columns are
-    out of order are put in order, unless the kernels take ("keep") them. `quantization`: "int8" makes q8_0 of every matrix but routers; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
+    out of order are put in order, unless the kernels take ("keep") them. `kept`: block formats that they take as they are. `quantization`: "int8" makes q8_0 of every matrix but routers; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
     Blocks of the file that are no larger than that stay as they are, as do matrices whose rows are no multiple of 32 values.
+    `encoder`, unless it is None, says for encoders of images what `quantization` says for the rest: "int8", where columns of zeros may
+    make multiples of 32, or "none".
     """
 
     dense_format: str | None = None
     quantization: str | None = None
+    encoder: str | None = None
     keep_f8: bool = False
     keep_order: bool = False
+    kept: frozenset[str] = frozenset()
 
     def format_of(self, name: str, shape: tuple[int, ...], stored: str) -> str:
         """The format that a tensor has after `apply`."""
-        stored = packable_format(stored)
+        stored = stored if stored in self.kept else packable_format(stored)
         target = self._block_format(name, shape, stored)
         if target is not None or stored not in ("f8", *DENSE_FORMATS.values()):
             return target or stored
@@ -72,7 +87,7 @@ class Conversion:
         return self.dense_format or stored
 
     def apply(self, tensor: HostTensor) -> HostTensor:
-        tensor = tensor.packable()
+        tensor = tensor if tensor.format in self.kept else tensor.packable()
         target = self._block_format(tensor.name, tensor.shape, tensor.format)
         if target is not None:
             return _quantise(tensor, target)
@@ -85,7 +100,12 @@ class Conversion:
         return dense(tensor.name, tensor.dequantise(), self.dense_format)
 
     def _block_format(self, name: str, shape: tuple[int, ...], stored: str) -> str | None:
-        if self.quantization is None or len(shape) != 2 or shape[1] % 32 or stored not in FORMATS or name.endswith(ROUTERS):
+        if len(shape) != 2 or stored not in FORMATS or name.endswith(ROUTERS):
+            return None
+        if self.encoder is not None and _ENCODER.match(name):
+            if self.encoder == "none" or _TABLE.search(name) or (shape[1] % 32 and not _SECOND.search(name)):
+                return None
+        elif self.quantization is None or shape[1] % 32:
             return None
         target = "q4_1" if self.quantization == "int4" and _LAYER.match(name) else "q8_0"
         bits = 16 if stored == "f8" and not self.keep_f8 else _bits(stored)
@@ -93,15 +113,19 @@ class Conversion:
 
 
 def _quantise(tensor: HostTensor, target: str) -> HostTensor:
-    """The matrix in blocks of `target`. Rows go a few at a time: the float32 values of a large vocabulary take gigabytes."""
+    """The matrix in blocks of `target`, with columns of zeros up to a multiple of 32. Rows go a few at a time: the float32 values of a
+    large vocabulary take gigabytes."""
     quantise = quantise_q8_0 if target == "q8_0" else quantise_q4_1
-    num_rows, width = tensor.shape
+    num_rows = tensor.shape[0]
+    more = -tensor.shape[1] % 32
+    width = tensor.shape[1] + more
     data = np.empty((num_rows, width // FORMATS[target].block_len * FORMATS[target].block_bytes), np.uint8)
     step = max(1, QUANTISE_VALUES // width)
     for start in range(0, num_rows, step):
         part = tensor.slice_rows(start, min(start + step, num_rows))
-        data[start : start + step] = quantise(tensor.name, part.dequantise()).data
-    return HostTensor(tensor.name, target, tensor.shape, data)
+        values = part.dequantise()
+        data[start : start + step] = quantise(tensor.name, np.pad(values, ((0, 0), (0, more))) if more else values).data
+    return HostTensor(tensor.name, target, (num_rows, width), data)
 
 
 def _bits(format_name: str) -> float:
@@ -119,6 +143,8 @@ class Checkpoint:
     def __init__(self, config: ModelConfig, source: TensorSource, conversion: Conversion | None = None) -> None:
         self._source = source
         self._conversion = conversion or Conversion()
+        self.kept: Repacked | None = None
+        """packed weights of an earlier start, which make reading unnecessary"""
         self._progress: LoadProgress | None = None
         self._seen: set[str] = set()
         self._stored = {(our_name(name) if config.vision is not None else name): name for name in source.names}
@@ -152,6 +178,12 @@ class Checkpoint:
         """A tensor, converted and quantised as the options ask. `shape`, if given, must be what the file holds."""
         if name not in self._shapes:
             raise ModelError(f"{self.config.architecture} with this config has no tensor {name!r}")
+        if self.kept is None:
+            return self._converted(name, shape)
+        self._count(name)
+        return self.kept.tensor(name, lambda: self._converted(name, shape))
+
+    def _converted(self, name: str, shape: tuple[int, ...] | None) -> HostTensor:
         tensor = self._read(name)
         if shape is not None and tensor.shape != tuple(shape):
             raise ModelError(_contradiction(self._source.where(self._stored[name]), name, tensor.shape, tuple(shape)))
@@ -169,11 +201,14 @@ class Checkpoint:
         return np.ascontiguousarray(values)
 
     def _read(self, name: str) -> HostTensor:
+        self._count(name)
+        return replace(self._source.read(self._stored[name]), name=name)
+
+    def _count(self, name: str) -> None:
         if self._progress is None:
             self._progress = LoadProgress(sum(self._stored_bytes(each) for each in self._shapes))
         self._progress.add(0 if name in self._seen else self._stored_bytes(name))
         self._seen.add(name)
-        return replace(self._source.read(self._stored[name]), name=name)
 
     def _stored_bytes(self, name: str) -> int:
         form = self._source.format(self._stored[name])
@@ -181,9 +216,13 @@ class Checkpoint:
 
 
 def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[str] = ()) -> Checkpoint:
-    """Opens a model. `kept`: what the kernels take as it is stored, "f8" and "out of order" among it. Raises ModelError for
+    """Opens a model. `kept`: what the kernels take as it is stored, "f8", "mxfp4" and "out of order" among it. Raises ModelError for
     whatever is wrong with the model or with the options for it."""
-    keep = {"keep_f8": "f8" in kept, "keep_order": "out of order" in kept}
+    keep: dict[str, Any] = {
+        "keep_f8": "f8" in kept,
+        "keep_order": "out of order" in kept,
+        "kept": frozenset(kept) & FORMATS.keys(),
+    }
     config, source = _open(files, options)
     _check_stored(files, options, config, {source.format(name) for name in source.names} if files.kind == "gguf" else set())
     config = _with_context_length(config, options.context_length)
@@ -192,19 +231,21 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
     if options.is_embedding:  # nobody asks for logits: a head of its own need not be there, and is not read
         config = replace(config, tie_word_embeddings=True, logit_scale=1.0)
     if options.dtype == "auto":
-        return Checkpoint(config, source, Conversion(None, options.quantization, **keep))
+        return Checkpoint(config, source, Conversion(None, options.quantization, options.mm_quantization, **keep))
     if config.dtype in DENSE_FORMATS:
         config = replace(config, dtype=options.dtype)
-    return Checkpoint(config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization, **keep))
+    return Checkpoint(
+        config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization, options.mm_quantization, **keep)
+    )
 
 
 def read_config(files: ModelFiles, options: ModelOptions) -> ModelConfig:
     """The model's config alone, without opening its weights (of a folder, config.json suffices)."""
     formats = set[str]()
     if files.kind == "gguf":
-        file = GGUFFile(files.path)
+        file = open_gguf(files.path)
         formats = {tensor.format for tensor in file.tensors.values()}
-        config = read_gguf_config(file, options.json_model_override_args)
+        config = _gguf_config(files, options.json_model_override_args)
     else:
         config = read_model_config(files.path, options.json_model_override_args)
     _check_stored(files, options, config, formats)
@@ -217,15 +258,17 @@ def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, Tensor
         raise ModelError(f"--load-format {options.load_format} does not fit {files.path}, which is {found}: leave the flag out")
     overrides = options.json_model_override_args
     if files.kind == "gguf":
-        gguf = GGUFFile(files.path)
-        config = read_gguf_config(gguf, overrides)
-        source: TensorSource = FamilySource(GGUFSource(gguf), config)
+        config = _gguf_config(files, overrides)
+        source: TensorSource = FamilySource(GGUFSource(open_gguf(files.path)), config)
+        if files.projector is not None:
+            projector = open_projector(files.path, files.projector)
+            source = ProjectorSource(source, GGUFSource(projector.file), projector)
     else:
         config = read_model_config(files.path, overrides)
         if options.load_format != "dummy":
             tensors = SafetensorsSource(files.path)
             stored = tensors if config.quantization is None else QuantizedSource(tensors, config.quantization)
-            return config, stored if config.vision is not None else FamilySource(stored, config)
+            return config, _by_family(stored, config)
     if options.load_format == "dummy":
         if config.quantization is not None:
             raise ModelError(
@@ -235,6 +278,24 @@ def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, Tensor
         wanted = config.dtype if options.dtype == "auto" else options.dtype
         source = DummySource(replace(config, dtype=wanted), files.path, options.random_seed)
     return config, source
+
+
+def _gguf_config(files: ModelFiles, overrides: Mapping[str, Any]) -> ModelConfig:
+    """With the encoder of images, where there is one."""
+    config = read_gguf_config(open_gguf(files.path), overrides)
+    if files.projector is None:
+        return config
+    raw = open_projector(files.path, files.projector).read().config
+    family = find_vision_family(raw["architectures"])
+    assert family is not None
+    return with_vision(config, raw, raw["text_config"], family, files.projector)
+
+
+def _by_family(stored: TensorSource, config: ModelConfig) -> TensorSource:
+    """A folder's tensors as the decoder reads them. Of vision-language models, some have a decoder whose names need no change."""
+    if config.vision is None:
+        return FamilySource(stored, config)
+    return stored if config.layout == PLAIN_LAYOUT else FamilySource(RenamedSource(stored, our_name), config)
 
 
 def _check_stored(files: ModelFiles, options: ModelOptions, config: ModelConfig, formats: Collection[str]) -> None:
@@ -300,4 +361,7 @@ def _would_matter(name: str, config: ModelConfig) -> bool:
     if name == ROPE_DIVISORS or name.endswith((".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")):
         return False
     match = _LAYER.match(name) or re.match(r"blk\.(\d+)\.", name)
-    return match is not None and int(match.group(1)) < config.num_layers
+    if match is None or int(match.group(1)) >= config.num_layers:
+        return False
+    is_anothers = not config.keeps_kv(int(match.group(1))) and _KEPT.search(name) is not None
+    return not is_anothers

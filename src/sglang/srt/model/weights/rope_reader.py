@@ -6,6 +6,7 @@ both, and for models with sliding windows one such object per kind of layer.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sglang.srt.checkpoint.files import shown
@@ -13,7 +14,7 @@ from sglang.srt.model.model_config import RopeConfig
 from sglang.srt.model.weights.config_fields import MAX_POSITIONS, Fields
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 MIN_FACTOR, MAX_FACTOR = 1e-3, 1e6
 
 
@@ -69,6 +70,12 @@ def _parse(
     partial = params.number(
         "partial_rotary_factor", outer.number("partial_rotary_factor", 1.0, above=0.0, most=1.0), above=0.0, most=1.0
     )
+    if kind == "proportional":
+        base, factor = (
+            _base(outer, params, theta_name, default_theta),
+            params.number("factor", 1.0, above=MIN_FACTOR, most=MAX_FACTOR),
+        )
+        return proportional(base, head_dim, int(partial * head_dim // 2), factor)
     rotary_dim = int(head_dim * partial)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise outer.bad(
@@ -110,6 +117,12 @@ def _parse(
         mscale_all_dim=params.optional("mscale_all_dim", above=-MIN_FACTOR, most=MAX_FACTOR),
         truncate=params.flag("truncate", True),
     )
+
+
+def proportional(theta: float, head_dim: int, num_turned: int, factor: float = 1.0) -> RopeConfig:
+    """Frequencies are those of whole heads, and only the first pairs turn: the others' are 0."""
+    divisors = (factor,) * num_turned + (math.inf,) * (head_dim // 2 - num_turned)
+    return RopeConfig(theta=theta, rotary_dim=head_dim, freq_divisors=divisors)
 
 
 def _longrope(outer: Fields, params: Fields, theta: float, rotary_dim: int, context_len: int) -> RopeConfig:

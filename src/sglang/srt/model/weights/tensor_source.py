@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +36,34 @@ class TensorSource(Protocol):
     def read_index(self, name: str, index: int) -> HostTensor:
         """One of the matrices, or rows, that follow one another along a tensor's first dimension."""
         ...
+
+
+class RenamedSource:
+    """`inner` under other names. `ours`: the name that each of its names becomes."""
+
+    def __init__(self, inner: TensorSource, ours: Callable[[str], str]) -> None:
+        self.path = inner.path
+        self._inner = inner
+        self._stored = {ours(name): name for name in inner.names}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._inner.shape(self._stored[name])
+
+    def format(self, name: str) -> str:
+        return self._inner.format(self._stored[name])
+
+    def where(self, name: str) -> Path:
+        return self._inner.where(self._stored[name])
+
+    def read(self, name: str) -> HostTensor:
+        return replace(self._inner.read(self._stored[name]), name=name)
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        return replace(self._inner.read_index(self._stored[name], index), name=name)
 
 
 def index_of(tensor: HostTensor, index: int) -> HostTensor:

@@ -4,13 +4,13 @@ a VisionConfig. A family is a row of VISION_FAMILIES."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import CrossConfig, ModelConfig, VisionConfig
+from sglang.srt.model.model_config import PLAIN_LAYOUT, CrossConfig, ModelConfig, VisionConfig
 from sglang.srt.model.weights.config_fields import MAX_EPS, MAX_LAYERS, MAX_SIZE, MIN_EPS, Fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
@@ -38,6 +38,12 @@ class VisionFamily:
     text_class: str
     read: ReadVision
     interleaved_axes: bool = False
+    sections: tuple[int, ...] = ()
+    """of its rotating pairs, where config.json does not say"""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """fields of the decoder that its class has so, whatever config.json says"""
+    turned_banks: bool = False
+    """its files may have all experts of a layer in one tensor, [num_experts, columns, rows]"""
     is_tied: bool | None = False
 
 
@@ -77,7 +83,7 @@ def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dic
         raise ModelError(f"{source}: text_config must be an object, got {shown(inner)}")
     outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
     text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
-    text["architectures"] = [family.text_class]
+    text.update(family.fixed, architectures=[family.text_class])
     told = outer.get("tie_word_embeddings")
     text["tie_word_embeddings"] = bool(family.is_tied) if told is None or family.is_tied is None else told
     for name in ("dtype", "torch_dtype"):
@@ -117,7 +123,12 @@ def with_vision(
     inner = raw.get("text_config")
     told_inside = isinstance(inner, dict) and inner.get("tie_word_embeddings") is True
     read = replace(read, tied_without_head=told_inside and family.is_tied is not None and not config.tie_word_embeddings)
-    return replace(config, vision=read, rope_axes=_rope_axes(config, text, family, source))
+    layout = (
+        replace(config.layout, root="model.", turned_banks="by shape" if family.turned_banks else False)
+        if config.layout != PLAIN_LAYOUT
+        else PLAIN_LAYOUT
+    )
+    return replace(config, vision=read, layout=layout, rope_axes=_rope_axes(config, text, family, source))
 
 
 def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamily, source: Path) -> tuple[int, ...]:
@@ -127,8 +138,9 @@ def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamil
         params = text.get(name)
         if isinstance(params, dict):
             sections = params.get("mrope_section", sections)
-    if sections is None:
+    if sections is None and not family.sections:
         return ()
+    sections = list(family.sections) if sections is None else sections
     pairs = config.rope.rotary_dim // 2
     valid = isinstance(sections, list) and len(sections) == 3 and all(type(s) is int and s >= 0 for s in sections)
     if not valid or sum(sections) != pairs:
@@ -211,6 +223,12 @@ def _qwen3_vl(fields: VisionFields) -> VisionConfig:
         num_positions=v.count("num_position_embeddings", 2304),
         deep_layers=v.layers("deepstack_visual_indexes", [8, 16, 24], depth),
     )
+
+
+def _qwen3_5(fields: VisionFields) -> VisionConfig:
+    """Qwen3-VL's, without rows from layers in the middle."""
+    alone = Fields({**fields.vision.raw, "deepstack_visual_indexes": []}, fields.vision.source, where="vision_config.")
+    return replace(_qwen3_vl(replace(fields, vision=alone)), image_token_id=fields.top.count("image_token_id", 248056))
 
 
 def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> VisionConfig:
@@ -320,4 +338,18 @@ VISION_FAMILIES = (
     VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
     VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),
     VisionFamily("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", _qwen3_vl, interleaved_axes=True),
+    VisionFamily(
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3MoeForCausalLM",
+        _qwen3_vl,
+        interleaved_axes=True,
+        turned_banks=True,
+        fixed={"norm_topk_prob": True},
+    ),
+    VisionFamily(
+        "Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", _qwen3_5, interleaved_axes=True, sections=(11, 11, 10)
+    ),
+    VisionFamily(
+        "Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", _qwen3_5, interleaved_axes=True, sections=(11, 11, 10)
+    ),
 )

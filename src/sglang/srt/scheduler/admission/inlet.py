@@ -64,7 +64,7 @@ class Inlet:
         self._proposers = proposers
         self._adapters = adapters
         self._arrivals = 0
-        self._image_ids = ImageIds()
+        self.image_ids = ImageIds()
         self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
         self._of_key: Counter[str] = Counter()
@@ -111,12 +111,12 @@ class Inlet:
         media = req_media(msg, self._info) if msg.media or msg.rope_positions else None
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
-            prompt = self._image_ids.tree_ids(msg, prompt)
+            prompt = self.image_ids.tree_ids(msg, prompt)
         req = Req(msg, self._arrivals, prompt, spec, finish, media)
-        req.salt = self._image_ids.salt(msg.cache_salt) if msg.media else msg.cache_salt
+        req.salt = self.image_ids.salt(msg.cache_salt) if msg.media else msg.cache_salt
         if msg.adapter:
             self._adapters.enter(req)
-        req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
+        req.takes_drafts = params.allows_drafts and msg.logprobs is None and media is None
         if req.takes_drafts and params.grammar is None and not msg.healed:
             req.proposer = self._proposers.for_free_text(req)
         req.origins = bytearray() if msg.origins else None

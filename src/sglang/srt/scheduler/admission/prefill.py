@@ -161,7 +161,7 @@ class PrefillPlanner:
                 continue
             if req.is_waiting:
                 continue
-            match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.salt)
+            match = self._memory.match(req.fill_ids()[: req.reuse_limit()], req.salt)
             if self._memory.cached and begun.is_near(req, match):
                 deferred += 1
                 self._waiting.pass_over(req)
@@ -192,8 +192,9 @@ class PrefillPlanner:
         takes, or None when memory does not allow it. A request that is `alone`, or whose turn it is, is taken whatever the estimate."""
         memory, fill_len = self._memory, req.fill_len
         evictable = memory.tree.num_evictable
-        hold = memory.open(match, req.salt, req.no_reuse)
-        assert hold is not None, "no free row"
+        hold = memory.open(match, req.salt, req.no_reuse, req.may_be_late)
+        if hold is None:  # all states are taken
+            return None
         newly_locked = evictable - memory.tree.num_evictable
         cost = fill_len - hold.kv_len + memory.run + self._estimate.tokens(req) + newly_locked
         if (cost <= spare or alone) and memory.grow(hold, min(hold.kv_len + tokens, fill_len)):
@@ -202,7 +203,7 @@ class PrefillPlanner:
         memory.close(hold, req.fill_ids()[: hold.kv_len])
         if alone and not req.no_reuse:  # its cached prefix lies scattered over too many runs: start afresh
             req.no_reuse = True
-            nothing = memory.tree.match_prefix(match.slots[:0], req.salt)
+            nothing = memory.match(match.slots[:0], req.salt)
             return self._take(req, nothing, tokens, spare, alone)
         return None
 

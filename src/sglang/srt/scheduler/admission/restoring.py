@@ -30,10 +30,8 @@ class Restoring:
         """requests in the queue that wait for a load; those that have been aborted meanwhile are counted in"""
         self._waits: dict[Load, list[Req]] = {}
         self._began, self._num_rows = 0.0, 0
-        self.num_memory_tokens = 0
-        """prompt tokens that were found in the tree and had been computed by this scheduler"""
-        self.num_disk_tokens = 0
-        """prompt tokens that were found in the tree and had been read from the disk for their request"""
+        self.num_cached = dict.fromkeys(("memory", *(tier.store.tiers if tier is not None else ())), 0)
+        """prompt tokens that were found in the tree: computed by this scheduler, or read from a tier for their request"""
 
     @property
     def is_busy(self) -> bool:
@@ -44,8 +42,7 @@ class Restoring:
         """`stats` with what is known here."""
         if self._tier is None:
             return stats
-        cached = {"memory": self.num_memory_tokens, "disk": self.num_disk_tokens}
-        return msgspec.structs.replace(stats, cached_tokens=cached, disk=self._tier.stats)
+        return msgspec.structs.replace(stats, cached_tokens=dict(self.num_cached), disk=self._tier.stats)
 
     def begin(self, req: Req) -> None:
         """The request has come: starts to read its prefix, if that is worth it."""
@@ -72,7 +69,8 @@ class Restoring:
                     continue
                 has_ended = True
                 req.load = None
-                req.restored = (loaded.start if req.restored is None else req.restored[0], loaded.end)
+                start = loaded.start if req.restored is None else req.restored[0]
+                req.restored, req.restored_from = (start, loaded.end), loaded.tier
                 if loaded.may_retry and req.num_loads < MAX_LOADS:
                     self.begin(req)
         return has_ended
@@ -86,9 +84,9 @@ class Restoring:
             if req.cached_len < 0:
                 start, end = req.restored or (0, 0)
                 cached = min(extend.start, req.prompt_len)
-                from_disk = max(min(end, cached) - start, 0)
-                self.num_disk_tokens += from_disk
-                self.num_memory_tokens += cached - from_disk
+                restored = max(min(end, cached) - start, 0)
+                self.num_cached[req.restored_from] += restored
+                self.num_cached["memory"] += cached - restored
             if self._tier is not None and extend.start:
                 slots = self._memory.rows.table[hold.row, : extend.start]
                 self._tier.reused(req.fill_ids()[: extend.start], slots, hold.node, hold.salt)

@@ -16,12 +16,14 @@ the slots before the offset are unused until the run is free again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sglang.srt.forward_batch import Int32Array
+from sglang.srt.forward_batch import Int32Array, StateRows
 from sglang.srt.scheduler.cache.radix_cache import ChunkCache, Match, RadixCache, Salt, TreeNode
+from sglang.srt.scheduler.cache.reserved import Reserved
+from sglang.srt.scheduler.cache.states import HeldStates, StateSlots, state_rows
 
 
 class PageAllocator:
@@ -44,11 +46,11 @@ class PageAllocator:
         self.num_slots = num_slots
         self.run = run
         self.num_runs = num_slots // run
-        self._least_top = self.num_runs
         self.reset()
 
     def reset(self) -> None:
-        """Frees everything."""
+        """Frees everything, and forgets what was ever held."""
+        self._least_top = self.num_runs
         self._stack = np.arange(self.num_runs - 1, -1, -1, dtype=np.int32)
         self._top = self.num_runs
         self._held = np.zeros(self.num_slots, dtype=np.bool_)
@@ -168,43 +170,47 @@ class ReqToToken:
 class Holding:
     """KV memory held by one running request. `private`: none of it enters the tree before the end."""
 
-    __slots__ = ("kv_len", "node", "private", "reserved_len", "row", "salt", "tree_len")
+    __slots__ = ("kv_len", "node", "private", "reserved_len", "row", "salt", "states", "tree_len")
 
     def __init__(self, row: int, match: Match, salt: Salt, private: bool) -> None:
         self.row = row
         self.node: TreeNode = match.node
         self.salt = salt
         self.private = private
+        self.states: HeldStates | None = None
         self.tree_len = self.kv_len = self.reserved_len = len(match.slots)
 
 
-class Reserved:
-    """Slots for positions [start, start + len(slots)) of a prefix, of which the tree has the first `tree_len`, locked at `node`."""
-
-    __slots__ = ("is_released", "node", "slots", "start", "tree_len")
-
-    def __init__(self, match: Match, start: int, slots: Int32Array) -> None:
-        self.node, self.tree_len = match.node, len(match.slots)
-        self.start, self.slots = start, slots
-        self.is_released = False
-
-
 class KvMemory:
-    """Owner of the table, the allocator and the prefix tree. `num_slots` is a multiple of `run`."""
+    """Owner of the table, the allocator, the prefix tree and, for recurrent layers, the slots of states. `num_slots` is a multiple of
+    `run`."""
 
     def __init__(
-        self, num_slots: int, run: int, num_rows: int, context_len: int, page_size: int = 1, cached: bool = True
+        self,
+        num_slots: int,
+        run: int,
+        num_rows: int,
+        context_len: int,
+        page_size: int = 1,
+        cached: bool = True,
+        num_states: int = 0,
     ) -> None:
+        """`num_states`: places for states; 0: the model has none."""
         self.allocator = PageAllocator(num_slots, run)
         self.rows = ReqToToken(num_rows, context_len)
         self.tree = (RadixCache if cached else ChunkCache)(self.allocator.free, page_size, run)
+        self._kept: list[TreeNode] = []
+        self.states = StateSlots(num_states, page_size) if num_states else None
+        if self.states is not None:
+            self.tree.dropping, self.states.copied = self.states.forget, self._kept
         self.run = run
         self.cached = cached
         self._holdings: dict[int, Holding] = {}
         self._reserved: list[Reserved] = []
-        self._kept: list[TreeNode] = []
         self.give_way: Callable[[], bool] | None = None
         """is called when a request gets no memory: gives up what is reserved or kept, and says whether that was anything"""
+        self.closing: Callable[[TreeNode], None] | None = None
+        """is called when a request ends, with the node where its ids end in the tree"""
 
     # --- counting (tokens) --------------------------------------------------------------------------------------------------
 
@@ -228,12 +234,26 @@ class KvMemory:
 
     # --- a request's life ---------------------------------------------------------------------------------------------------
 
-    def open(self, match: Match, salt: Salt, private: bool = False) -> Holding | None:
-        """Takes a row for a request whose cached prefix is `match`, and locks that. None when all rows are taken."""
+    def match(self, ids: Int32Array, salt: Salt) -> Match:
+        """The cached prefix of `ids` that a request can begin from."""
+        match = self.tree.match_prefix(ids, salt)
+        return match if self.states is None else self.states.deepest(match)
+
+    def open(self, match: Match, salt: Salt, private: bool = False, may_be_late: bool = False) -> Holding | None:
+        """Takes a row for a request whose cached prefix is `match`, and locks that. None when all rows, or all states, are taken.
+        `may_be_late`: a step of it may not count (`Flight.late`)."""
         row = self.rows.alloc()
         if row is None:
             return None
         hold = Holding(row, match, salt, private)
+        if self.states is not None:
+            num_states = 2 if may_be_late else 1
+            hold.states = self.states.open(match, num_states)
+            if hold.states is None and self.give_way is not None and self.give_way():
+                hold.states = self.states.open(match, num_states)
+            if hold.states is None:
+                self.rows.free(row)
+                return None
         self.rows.table[row, : hold.tree_len] = match.slots
         self.tree.lock(hold.node)
         self.tree.note_hit(hold.node)
@@ -293,6 +313,11 @@ class KvMemory:
         prefix from someone else meanwhile, the request goes on with the tree's slots and frees its own."""
         if hold.private or not self.cached:
             return
+        self._insert(hold, ids)
+        if self.states is not None and hold.states is not None:
+            self.states.share(hold.states, self.tree, ids[: hold.tree_len], hold.salt)
+
+    def _insert(self, hold: Holding, ids: Int32Array) -> None:
         slots = self.rows.table[hold.row, : hold.kv_len]
         inserted = self.tree.insert(ids, slots, hold.salt)
         if inserted.tree_len <= hold.tree_len:
@@ -313,9 +338,39 @@ class KvMemory:
         tree_len = max(inserted.tree_len, hold.tree_len)
         self.allocator.free(slots[hold.tree_len : max(inserted.existing_len, hold.tree_len)])
         self.allocator.free(self._slots_between(hold, tree_len, hold.reserved_len))
+        if self.states is not None and hold.states is not None:
+            self.states.share(hold.states, self.tree, ids[: inserted.tree_len], hold.salt)
+            ends_here = inserted.tree_len == hold.kv_len > 0
+            self.states.close(hold.states, inserted.node if ends_here else None)
+        if self.closing is not None:
+            self.closing(inserted.node)
         self.tree.unlock(hold.node)
         del self._holdings[hold.row]
         self.rows.free(hold.row)
+
+    def plan_states(self, holds: Sequence[Holding], prompts: Sequence[tuple[Holding, int, int]]) -> StateRows | None:
+        """Where the states of a step's requests are, in their order. `prompts`: those that compute ids of prompts, with where their
+        rows end, and the prompt."""
+        if self.states is None:
+            return None
+        for hold, end, fill_len in prompts:
+            if hold.states is not None and self.cached and not hold.private:
+                self.states.plan_saves(hold.states, hold.kv_len, end, fill_len)
+        held = [hold.states for hold in holds if hold.states is not None]
+        return state_rows(held, [hold.kv_len for hold in holds])
+
+    def advance(self, hold: Holding, kv_len: int) -> None:
+        """A step has computed the ids before `kv_len`."""
+        hold.kv_len = kv_len
+        if self.states is not None and hold.states is not None:
+            self.states.commit(hold.states, kv_len)
+
+    def stay(self, hold: Holding, end: int) -> None:
+        """The request was late: the row of its last id, before `end`, is computed again, and where there are states, all of its rows."""
+        if self.states is not None and hold.states is not None:
+            self.states.undo(hold.states)
+        else:
+            hold.kv_len = end - 1
 
     def flush(self) -> bool:
         """Empties the prefix cache. False, and nothing done, while a request runs."""
@@ -324,29 +379,40 @@ class KvMemory:
         if self.give_way is not None:
             self.give_way()
         self.tree.reset()
+        if not self.allocator.num_held:
+            self.allocator.reset()
         return True
 
     # --- prefixes that come from elsewhere, or go there -----------------------------------------------------------------------
 
-    def reserve(self, match: Match, end: int) -> Reserved | None:
-        """Slots for what follows `match` up to `end`, a whole number of runs, from the beginning of the run in which that lies.
-        Locks `match`. None unless there is plenty for everyone."""
-        start = len(match.slots) // self.run * self.run
-        num_runs = (end - start) // self.run
+    def reserve(self, match: Match, end: int, with_state: bool = False) -> Reserved | None:
+        """Slots for what follows `match` up to `end`, a whole number of runs, from the beginning of the run in which that lies; none if
+        `match` reaches as far. Locks `match`. None unless there is plenty for everyone."""
+        start = end if len(match.slots) >= end else len(match.slots) // self.run * self.run
         self.tree.lock(match.node)
-        spare = self.num_available - sum(len(reserved.slots) for reserved in self._reserved)
-        bases = None
-        if (num_runs + 2 * len(self._holdings)) * self.run <= spare:
-            bases = self._try_alloc(num_runs, 0)
-        if bases is None:
+        slots = self._spare_slots((end - start) // self.run)
+        state = self.states.reserve() if with_state and slots is not None and self.states is not None else -1
+        if slots is None or state is None:
+            if slots is not None:
+                self.allocator.free(slots)
             self.tree.unlock(match.node)
             return None
-        slots: Int32Array = (bases[:, None] + np.arange(self.run, dtype=np.int32)).reshape(-1).astype(np.int32)
-        self._reserved.append(reserved := Reserved(match, start, slots))
+        self._reserved.append(reserved := Reserved(match, start, slots, state))
         return reserved
 
+    def _spare_slots(self, num_runs: int) -> Int32Array | None:
+        spare = self.num_available - sum(len(reserved.slots) for reserved in self._reserved)
+        if (num_runs + 2 * len(self._holdings)) * self.run > spare:
+            return None
+        bases = self._try_alloc(num_runs, 0)
+        if bases is None:
+            return None
+        slots: Int32Array = (bases[:, None] + np.arange(self.run, dtype=np.int32)).reshape(-1).astype(np.int32)
+        return slots
+
     def enter(self, reserved: Reserved, ids: Int32Array, salt: Salt) -> None:
-        """Gives the tree the reserved slots of `ids`, which begin at position 0 and are there now; all others are free."""
+        """Gives the tree the reserved slots of `ids`, which begin at position 0 and are there now, and the state at their end; all
+        others are free."""
         start, slots = reserved.start, reserved.slots
         if len(ids) > reserved.tree_len:
             whole = np.zeros(len(ids), dtype=np.int32)
@@ -354,6 +420,11 @@ class KvMemory:
             inserted = self.tree.insert(ids, whole, salt)
             taken_from, taken_to = inserted.existing_len - start, inserted.tree_len - start
             reserved.slots = np.concatenate([slots[:taken_from], slots[max(taken_to, taken_from) :]])
+        if reserved.state >= 0 and self.states is not None:
+            node = self.tree.match_prefix(ids, salt).node
+            if node.end == len(ids):
+                self.states.enter(node, reserved.state)
+                reserved.state = -1
         self.release(reserved)
 
     def release(self, reserved: Reserved) -> None:
@@ -361,10 +432,12 @@ class KvMemory:
         reserved.is_released = True
         self._reserved.remove(reserved)
         self.allocator.free(reserved.slots)
+        if reserved.state >= 0 and self.states is not None:
+            self.states.release(reserved.state)
         self.tree.unlock(reserved.node)
 
     def keep(self, node: TreeNode) -> None:
-        """Locks a prefix that is copied, until `let_go`."""
+        """Locks a prefix that is copied, and the state at its end, until `let_go`."""
         self._kept.append(node)
         self.tree.lock(node)
 
@@ -415,6 +488,8 @@ class KvMemory:
         owned += [self._slots_between(h, h.tree_len, h.reserved_len) for h in self._holdings.values()]
         owned += [reserved.slots for reserved in self._reserved]
         problems = self.tree.check() + self.allocator.check(np.concatenate(owned))
+        if self.states is not None:
+            problems += self.states.check(self.tree.nodes())
         if self.rows.num_free + len(self._holdings) != self.rows.num_rows:
             problems.append(f"{self.rows.num_free} free rows and {len(self._holdings)} taken of {self.rows.num_rows}")
         locks = sum(h.node.end for h in self._holdings.values())

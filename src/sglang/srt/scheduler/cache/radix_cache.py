@@ -34,7 +34,20 @@ _node_ids = itertools.count()
 class TreeNode:
     """Ids [end - len(ids), end) of the prefixes that pass through it."""
 
-    __slots__ = ("children", "end", "id", "ids", "in_heap", "last_access", "lock_ref", "num_hits", "parent", "salt", "slots")
+    __slots__ = (
+        "children",
+        "end",
+        "id",
+        "ids",
+        "in_heap",
+        "last_access",
+        "lock_ref",
+        "num_hits",
+        "parent",
+        "salt",
+        "slots",
+        "state",
+    )
 
     def __init__(self, parent: TreeNode | None, ids: Int32Array, slots: Int32Array, end: int) -> None:
         self.parent = parent
@@ -47,6 +60,7 @@ class TreeNode:
         self.num_hits = 0  # requests that found it here
         self.in_heap = False
         self.salt: Salt = None  # of a root
+        self.state = -1  # the slot of the state at its end, if one is kept (states.py)
         self.id = next(_node_ids)
 
     def path(self) -> tuple[Int32Array, Int32Array, Salt]:
@@ -62,10 +76,12 @@ class TreeNode:
 
 @dataclass(frozen=True)
 class Match:
-    """The longest cached prefix: its slots and the node where it ends."""
+    """The longest cached prefix: its slots and the node where it ends. `branch`: how far K and V alone are known beyond a state that
+    it ends at, if that is worth a state (states.py)."""
 
     slots: Int32Array
     node: TreeNode
+    branch: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,8 @@ class RadixCache:
         self.observer: TreeObserver | None = None
         self.evicting: Callable[[TreeNode, int], None] | None = None
         """is called before the end of a node goes, with the length of what stays"""
+        self.dropping: Callable[[TreeNode], None] | None = None
+        """is called before a node with a state goes, or ends elsewhere"""
         self.num_evictable = 0
         self.num_locked = 0
         self.version = 0
@@ -281,6 +299,7 @@ class RadixCache:
 
     def _shorten(self, node: TreeNode, keep: int) -> int:
         gone = node.slots[keep:]
+        self._drop_state(node)
         node.end -= len(gone)
         node.ids, node.slots = node.ids[:keep].copy(), node.slots[:keep].copy()
         self._offer(node)
@@ -291,6 +310,7 @@ class RadixCache:
     def _remove(self, node: TreeNode) -> int:
         parent = node.parent
         assert parent is not None
+        self._drop_state(node)
         del parent.children[self._key(node.ids, 0)]
         node.parent = None
         if self.observer is not None:
@@ -300,6 +320,10 @@ class RadixCache:
         else:
             self._offer(parent)
         return self._give_back(node.slots)
+
+    def _drop_state(self, node: TreeNode) -> None:
+        if node.state >= 0 and self.dropping is not None:
+            self.dropping(node)
 
     def _give_back(self, slots: Int32Array) -> int:
         self.num_evictable -= len(slots)

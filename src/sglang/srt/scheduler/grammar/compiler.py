@@ -85,8 +85,6 @@ class GrammarCompiler:
         """all jobs: in the cache, or in the hands of requests"""
         self._num_dropped = 0
         """bytes, since freed memory went back to the system"""
-        self._used_at: float | None = None
-        """when children got their last job; None when there are none"""
         self._lanes: Lanes[Job] = Lanes()
         for i in range(NUM_QUICK + NUM_SLOW):
             threading.Thread(target=self._work, name=f"grammar-{i}", daemon=True).start()
@@ -103,8 +101,8 @@ class GrammarCompiler:
         """Uses an idle moment. Builds what all grammars share, before the first grammar is asked for: it takes a core for the
         better part of a second. Gives back memory that dropped grammars held."""
         self._warm_up()
-        if self._used_at is not None and time.monotonic() - self._used_at > REST_SECONDS:
-            self._end_children()
+        if self._trials is not None and self._trials.idle_seconds > REST_SECONDS:
+            self._trials.rest()
         if self._num_dropped:
             self._num_dropped = 0
             release_freed_memory()
@@ -126,7 +124,7 @@ class GrammarCompiler:
             return job
         if key[0] != STOP_REGEX:
             self._warm_up()
-        job.num_waiting, self._used_at = 1, time.monotonic()
+        job.num_waiting = 1
         with self._lock:
             self._cache[key] = job
             self._held.add(job)
@@ -164,7 +162,8 @@ class GrammarCompiler:
         """Forgets all that is kept. Called when no request runs or waits."""
         with self._lock:
             self._cache = OrderedDict((key, job) for key, job in self._cache.items() if not job.done)
-        self._end_children()
+        if self._trials is not None:
+            self._trials.rest()
         self._num_dropped = 0
         release_freed_memory()
 
@@ -173,12 +172,6 @@ class GrammarCompiler:
         self._lanes.close()
         if self._trials is not None:
             self._trials.close()
-
-    def _end_children(self) -> None:
-        """They come again with the next new text."""
-        if self._used_at is not None and self._trials is not None:
-            self._used_at = None
-            threading.Thread(target=self._trials.rest, name="grammar-rest", daemon=True).start()
 
     # --- the cache ------------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 One call of the engine fills them all, in parallel. A request whose mask is not ready soon after the model is done is late: it skips
 steps until its mask is ready, and the others go on. Masks of requests that were late once are filled one by one, after the others,
 until they are quick again; while one of them exceeds its step, the other late ones wait, so that slow grammars use at most one core.
-The engine keeps its progress, so the second attempt at a mask is quick.
+A mask that was late is kept for the next step of its request, which got no token meanwhile: however slow a grammar is, it goes on.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class _Task:
         self.parts = parts
         self.bits: UInt32Array = np.zeros((len(states), num_words), dtype=np.uint32)
         self.done = [False] * len(states)
+        self.is_late = [False] * len(states)
+        """who got no token for want of this mask"""
         self.taken = 0
         self.lock = threading.Lock()
         self.stop = False
@@ -74,12 +76,14 @@ class MaskFiller:
         self._rows: list[int] = []
         self._late: list[_Task] = []
         self._suspects: weakref.WeakSet[GrammarState] = weakref.WeakSet()
+        self._kept: weakref.WeakKeyDictionary[GrammarState, tuple[bool, UInt32Array]] = weakref.WeakKeyDictionary()
+        """masks that were late and are ready now: made with this `no_eos`"""
 
     def is_busy(self, state: GrammarState | None) -> bool:
         """Whether a thread still works on a late mask of `state`: it must be left alone."""
         if state is None or not self._late:
             return False
-        self._late = [task for task in self._late if not task.finished.is_set()]
+        self._look_at_late()
         return any(task.works_on(state) for task in self._late)
 
     def must_wait(self, state: GrammarState | None) -> bool:
@@ -102,15 +106,35 @@ class MaskFiller:
         owners = states if owners is None else owners
         while sum(not task.finished.is_set() for task in self._late) >= MAX_LATE:
             self._late[0].finished.wait()
-            self._late = [task for task in self._late if not task.finished.is_set()]
+            self._look_at_late()
+        self._look_at_late()
         suspect = [self.is_suspect(state) for state in states]
         quick = [i for i, is_suspect in enumerate(suspect) if not is_suspect]
         parts = [quick] * bool(quick)
-        if all(task.finished.is_set() for task in self._late):
-            parts += [[i] for i, is_suspect in enumerate(suspect) if is_suspect]
-        self._rows = rows
-        self._task = _Task(states, owners, no_eos, parts, self._num_words)
-        self._threads.submit(self._fill, self._task)
+        task = _Task(states, owners, no_eos, parts, self._num_words)
+        for i, state in enumerate(states):
+            if suspect[i] and owners[i] is state and self._take_kept(state, no_eos[i], task.bits[i]):
+                task.done[i] = True
+        if not self._late:
+            parts += [[i] for i, is_suspect in enumerate(suspect) if is_suspect and not task.done[i]]
+        self._rows, self._task = rows, task
+        self._threads.submit(self._fill, task)
+
+    def _look_at_late(self) -> None:
+        """Keeps the masks of late tasks that are done."""
+        for task in self._late:
+            if task.finished.is_set() and task.error is None:
+                for i, state in enumerate(task.states):
+                    if task.done[i] and task.is_late[i] and task.owners[i] is state:
+                        self._kept[state] = task.no_eos[i], task.bits[i].copy()
+        self._late = [task for task in self._late if not task.finished.is_set()]
+
+    def _take_kept(self, state: GrammarState, no_eos: bool, out: UInt32Array) -> bool:
+        kept = self._kept.pop(state, None)
+        if kept is None or kept[0] != no_eos:
+            return False
+        out[:] = kept[1]
+        return True
 
     def are_ready(self, patience: float) -> bool:
         """Whether all masks of the last `start` are there within `patience` seconds."""
@@ -132,6 +156,7 @@ class MaskFiller:
         index = [i for i, is_there in enumerate(there) if is_there]
         for i, is_there in enumerate(there):
             if not is_there:
+                task.is_late[i] = True
                 self._suspects.add(task.owners[i])
         late = [row for row, is_there in zip(self._rows, there, strict=True) if not is_there]
         return VocabMasks(np.array([self._rows[i] for i in index], dtype=np.int32), task.bits[index]), late

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -72,13 +73,28 @@ class Trials:
         limits = Limits(MEMORY, seconds, seconds, NICENESS, jobs=NUM_JOBS)
         self._grammars = Isolated(f"{__name__}:create", lambda: _encode_setup(vocabulary, options), limits, NUM_SPARE)
         self._regexes = Isolated(REGEX_CHILDREN, b"", Limits(REGEX_MEMORY, seconds, seconds, NICENESS), NUM_SPARE)
+        self._used_at: float | None = None
 
     def submit(self, kind: str) -> Job:
         """A child for one job. Raises IsolationError."""
-        return (self._regexes if kind in (STOP_REGEX, SEARCH) else self._grammars).submit()
+        try:
+            return (self._regexes if kind in (STOP_REGEX, SEARCH) else self._grammars).submit()
+        finally:
+            self._used_at = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last job, from whichever thread; 0 if there was none since `rest`."""
+        used = self._used_at
+        return time.monotonic() - used if used is not None else 0.0
 
     def rest(self) -> None:
-        """Ends the fork servers, until there is a job again: they hold as much memory as an engine's tables take."""
+        """Ends the fork servers, on a thread: they hold as much memory as an engine's tables take. They are started again by the next
+        job."""
+        self._used_at = None
+        threading.Thread(target=self._end_children, name="grammar-rest", daemon=True).start()
+
+    def _end_children(self) -> None:
         self._grammars.rest()
         self._regexes.rest()
 

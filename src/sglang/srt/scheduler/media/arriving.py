@@ -9,6 +9,7 @@ of negative ids of its own, one for each of its rows, and those go into the tree
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 
 import msgspec
@@ -30,8 +31,10 @@ class ImageIds:
     """Owner of the ranges. `generation` counts how often all ids were used up: ids of different generations must not meet."""
 
     def __init__(self, num_ids: int = NUM_IDS, max_ranges: int = MAX_RANGES) -> None:
-        self._num_ids = num_ids
+        self._num_ids, self._max_ranges = num_ids, max_ranges
         self._ranges: LruCache[bytes, tuple[int, int]] = LruCache(max_ranges)
+        self._ends: list[int] = []  # ids used after each range that was given, and the items that have them
+        self._given: list[tuple[bytes, int]] = []
         self._used = 0
         self.generation = 0
 
@@ -45,9 +48,26 @@ class ImageIds:
             self._used = 0
             self.generation += 1
         self._used += item.num_rows
+        self._note(item)
         first = -self._used
         self._ranges.put(item.mm_hash, (first, item.num_rows))
         return first
+
+    def _note(self, item: MediaItem) -> None:
+        self._ends.append(self._used)
+        self._given.append((item.mm_hash, item.num_rows))
+        if len(self._ends) > 2 * self._max_ranges:
+            del self._ends[: self._max_ranges], self._given[: self._max_ranges]
+
+    def item_of(self, tree_id: int) -> tuple[bytes, int, int] | None:
+        """What a negative id stands for: an item's digest, which of its rows, and how many rows follow. None for a forgotten one, and
+        once ids have been given twice."""
+        at = bisect_left(self._ends, -tree_id)
+        if self.generation or at == len(self._ends):
+            return None
+        digest, num_rows = self._given[at]
+        row = tree_id + self._ends[at]
+        return (digest, row, num_rows - row - 1) if row < num_rows else None
 
     def tree_ids(self, msg: TokenizedReq, prompt: Int32Array) -> Int32Array:
         """The prompt as the tree knows it."""

@@ -1,6 +1,10 @@
-"""A draft along a grammar: each token with those that are forced after it, as they will be when it is sampled (results.py)."""
+"""Drafts of expected tokens. Along a grammar: each token with those that are forced after it, as they will be when it is sampled
+(results.py)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
 
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
@@ -44,3 +48,23 @@ class GrammarWalk:
     def draft(self, proposer: str) -> Draft | None:
         """The draft so far."""
         return Draft(self._ids, self._points, self._states, proposer) if self._ids else None
+
+
+def draft_of(expected: Sequence[int], context: DraftContext, limits: DraftLimits, proposer: str) -> Draft | None:
+    """The draft of `expected` tokens, forced ones among them, up to one that ends the request, that the grammar does not allow, or that
+    is not the one it forces."""
+    if context.grammar is not None:
+        return _along_grammar(list(expected), context, limits, proposer)
+    stop_ids, limit = context.stop_ids, max(min(limits.max_ids, limits.max_samples), 0)
+    ids = list(takewhile(lambda token_id: token_id not in stop_ids, expected[:limit]))
+    return Draft(ids, list(range(1, len(ids) + 1)), [], proposer) if ids else None
+
+
+def _along_grammar(expected: list[int], context: DraftContext, limits: DraftLimits, proposer: str) -> Draft | None:
+    walk = GrammarWalk(context, limits)
+    while expected and walk.has_room:
+        added = walk.add(expected[0])
+        if not added or added != expected[: len(added)]:
+            break
+        expected = expected[len(added) :]
+    return walk.draft(proposer)

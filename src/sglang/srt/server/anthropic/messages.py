@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from uuid import uuid4
 
 from sglang.srt.errors import RequestError, SglangError
 from sglang.srt.messages import FinishReason
@@ -13,6 +12,7 @@ from sglang.srt.server.anthropic.request import NAMES, chat_body, hides_reasonin
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import in_client_words
 from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.http.request_scope import new_name
 from sglang.srt.server.http.wire import anthropic_error
 from sglang.srt.server.openai.answers import Usage, finish_details
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
@@ -35,7 +35,7 @@ class MessagesCall:
         )
         self.req = self._chat.req
         self._model = body.get("model") or options.served_name
-        self._id = f"msg_{uuid4().hex[:24]}"
+        self._id = f"msg_{new_name()[:24]}"
         self._usage = Usage(1)
         self._hides_reasoning = hides_reasoning(body)
 
@@ -78,7 +78,7 @@ class MessagesCall:
             return {"type": "thinking", "thinking": "" if self._hides_reasoning else block.text, "signature": ""}
         if block.kind == "text":
             return {"type": "text", "text": block.text}
-        return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": _input(block) or {}}
+        return {"type": "tool_use", "id": f"toolu_{new_name()[:24]}", "name": block.name, "input": _input(block) or {}}
 
     def _streamed(self, event: Event) -> Iterator[bytes]:
         block = event.block

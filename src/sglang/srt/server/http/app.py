@@ -18,13 +18,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sglang.common.batch_lines import ENDPOINTS
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
-from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
+from sglang.srt.server.http.auth import ApiKeys, BodyLimit, GatewayOnly, RequestScopes, operator_only
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
 from sglang.srt.server.http.wire import (
     CLIENT_GONE,
     JsonResponse,
+    PlainRoute,
     anthropic_error_body,
     error_response,
     request_id,
@@ -34,6 +36,9 @@ from sglang.srt.server.native.adapter_routes import AdapterApi
 from sglang.srt.server.native.not_done import NOT_DONE
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.native.routes import NativeApi, refused
+from sglang.srt.server.openai.batches.batch_routes import BatchApi
+from sglang.srt.server.openai.batches.batch_runner import BatchRunner
+from sglang.srt.server.openai.batches.row_calls import RowCalls
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.reranking import RerankApi
 from sglang.srt.server.openai.responses.input_items import NO_COMPACTION
@@ -50,26 +55,33 @@ NO_BATCHES = (
     "batches of messages are not supported by this server: send the requests to /v1/messages, as many at once as you like"
 )
 
+NO_BATCH_DIR = "files and batches need a folder: start the server with --batch-dir DIR, or run the file with `sglang batch`"
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> Starlette:
-    """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. Raises RequestError for
-    preferred sampling parameters that are none."""
+def create_app(
+    manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None, batches: BatchRunner | None = None
+) -> Starlette:
+    """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. `batches` is told how to send its
+    requests. Raises RequestError for preferred sampling parameters that are none."""
     page = PageApi(manager, options)
     native = NativeApi(manager, options, flags or {}, __version__)
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
     adapters = adapter_routes(AdapterApi(manager))
-    table = _routes(native, openai, embeddings, scoring, RerankApi(manager)) + adapters + page.routes()
-    routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
+    table = _routes(native, openai, embeddings, scoring, RerankApi(manager)) + adapters + batch_routes(batches) + page.routes()
+    routes: list[Route] = [PlainRoute(path, handler, methods) for path, methods, handler in table]
     document = document_route(routes, "sglang", __version__, options.root_path, needs_key=bool(options.api_keys))
     app = Starlette(routes=[*routes, document], exception_handlers=_ERRORS)
     app.router.redirect_slashes = False
+    if batches is not None:
+        inner = Starlette(routes=[route for route in routes if route.path in ENDPOINTS], exception_handlers=_ERRORS)
+        batches.calls = RowCalls(inner, lambda owner: [] if manager.keys.key_of(owner) is not None else None)
     effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
     # the last one added is the first to see a request
-    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes, others=upload_limits(batches))
     app.add_middleware(RequestScopes, behind_gateway=options.behind_gateway)
     if options.api_keys or options.admin_api_key is not None:
         app.add_middleware(ApiKeys, keys=manager.keys, open_paths=page.open_paths)
@@ -77,6 +89,8 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
+    if options.gateway_token is not None:
+        app.add_middleware(GatewayOnly, token=options.gateway_token)
     return app
 
 
@@ -142,6 +156,39 @@ def adapter_routes(api: AdapterApi) -> list[tuple[str, list[str], Handler]]:
         ("/v1/load_lora_adapter", post, operator_only(api.load_v1)),
         ("/v1/unload_lora_adapter", post, operator_only(api.unload_v1)),
     ]
+
+
+def batch_routes(batches: BatchRunner | None) -> list[tuple[str, list[str], Handler]]:
+    """None: they are not done here."""
+    get, post, delete = ["GET"], ["POST"], ["DELETE"]
+    if batches is None:
+        why = refused(NO_BATCH_DIR)
+        table = {"/v1/files": [*get, *post], "/v1/files/{file}": [*get, *delete], "/v1/files/{file}/content": get}
+        table |= {"/v1/batches": [*get, *post], "/v1/batches/{batch}": get, "/v1/batches/{batch}/cancel": post}
+        return [(path, methods, why) for path, methods in table.items()]
+    api = BatchApi(batches)
+    return [
+        ("/v1/files", post, api.upload),
+        ("/v1/files", get, api.list_files),
+        ("/v1/files/{file}", get, api.file),
+        ("/v1/files/{file}", delete, api.delete_file),
+        ("/v1/files/{file}/content", get, api.content),
+        ("/v1/batches", post, api.create),
+        ("/v1/batches", get, api.list_batches),
+        ("/v1/batches/{batch}", get, api.batch),
+        ("/v1/batches/{batch}/cancel", post, api.cancel),
+    ]
+
+
+def batch_app(batches: BatchRunner | None) -> Starlette:
+    """These endpoints alone, for a gateway."""
+    routes = [PlainRoute(path, handler, methods) for path, methods, handler in batch_routes(batches)]
+    return Starlette(routes=routes, exception_handlers=_ERRORS)
+
+
+def upload_limits(batches: BatchRunner | None) -> dict[str, int]:
+    """The longest body of an upload: the file, and what stands around it."""
+    return {} if batches is None else {"/v1/files": batches.files.options.max_file_bytes + (64 << 10)}
 
 
 def _named(handler: Handler) -> Handler:

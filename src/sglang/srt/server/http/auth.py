@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
+from hmac import compare_digest
 from urllib.parse import unquote
 
 from starlette.requests import Request
@@ -14,6 +15,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import AdminOnlyError, ApiKeyError, BodyTooLargeError, RequestError
+from sglang.srt.server.http.journal import HEADER as JOURNAL_HEADER
+from sglang.srt.server.http.journal import Journal, open_journal
 from sglang.srt.server.http.keys import Identity, KeyRing
 from sglang.srt.server.http.request_scope import RequestScope, current_scope, enter_scope, leave_scope
 from sglang.srt.server.http.wire import error_response
@@ -24,6 +27,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 TIMEOUT_HEADER = b"x-request-timeout"
 ADDRESS_HEADER = b"x-sglang-address"
+BACKGROUND_HEADER = b"x-sglang-background"
+"""of a request of a batch, from our gateway"""
+TOKEN_HEADER = b"x-sglang-gateway"
 MAX_TRACEPARENT = 256
 MAX_VARIABLE = 300
 _RUN = re.compile(rb"[0-9a-f]{1,32}/[0-9]{1,6}(?:\.[0-9]{1,6}){0,24}")
@@ -84,6 +90,21 @@ def need_admin(what: str) -> None:
         raise AdminOnlyError(f"{what} needs the admin key (--admin-api-key): Authorization: Bearer KEY")
 
 
+class GatewayOnly:
+    """Lets in what brings the gateway's token: other programs of the network, or of this machine, can connect, too."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        brought = next((value for name, value in scope.get("headers", ()) if name == TOKEN_HEADER), b"")
+        if scope["type"] == "http" and not compare_digest(brought, self._token):
+            await _refuse(AdminOnlyError("this server is a replica: send requests to its gateway"), scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class RequestScopes:
     """Opens a RequestScope for each HTTP request, around whatever identity was found before. `behind_gateway`: nobody but our gateway
     can connect, and it says in ADDRESS_HEADER where a request comes from."""
@@ -115,11 +136,42 @@ class RequestScopes:
                     return
             elif name == ADDRESS_HEADER and self._behind_gateway:
                 found.address = value.decode("latin-1")
+            elif name == BACKGROUND_HEADER and self._behind_gateway:
+                found.is_background = True
+            elif name == JOURNAL_HEADER and self._behind_gateway:
+                found.journal = open_journal(value)
         token = enter_scope(found)
         try:
+            if found.journal is not None and found.journal.received_bytes:
+                try:
+                    scope, receive = await _read_journal(found.journal, scope, receive)
+                except RequestError as error:
+                    await _refuse(error, scope, receive, send)
+                    return
             await self._app(scope, receive, send)
         finally:
             leave_scope(token)
+
+
+async def _read_journal(journal: Journal, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+    """Reads what stands before the body. Returns the request without it."""
+    size, pieces, num_read = journal.received_bytes, [], 0
+    more = True
+    while num_read < size and more:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        num_read += len(pieces[-1])
+        more = message.get("more_body", False)
+    data = b"".join(pieces)
+    journal.read(data[:size])
+    rest: list[Message] = [{"type": "http.request", "body": data[size:], "more_body": more}]
+
+    async def receive_rest() -> Message:
+        return rest.pop() if rest else await receive()
+
+    lengths = {b"content-length": lambda value: b"%d" % max(int(value) - size, 0)}
+    headers = [(name, lengths[name](value) if name in lengths else value) for name, value in scope["headers"]]
+    return {**scope, "headers": headers}, receive_rest
 
 
 def _seconds(value: bytes) -> float | None:
@@ -131,42 +183,53 @@ class BodyLimit:
     """Answers 413 when a body is, or turns out to be, longer than allowed. What is not small is read where there is room for it
     (body_room.py), which is taken back when the request ends."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int] | None = None) -> None:
+        """`others`: the limits of paths that have one of their own, by path."""
         self._app = app
         self._max = max_bytes
+        self._others = others or {}
         self._room = BodyRoom(max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most, is_announced = self._others.get(scope["path"], self._max), False
         for name, value in scope["headers"]:
-            if name == b"content-length" and not self._fits(value):
-                await _refuse(BodyTooLargeError(self._max), scope, receive, send)
-                return
-        seen = 0
-
-        async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._max:
-                    raise BodyTooLargeError(self._max)
-            return message
-
+            if name == b"content-length":
+                if not _fits(value, most):
+                    await _refuse(BodyTooLargeError(most), scope, receive, send)
+                    return
+                is_announced = True  # the parser ends the body there, and takes no length beside chunks
         scope[ROOM] = self._room
         try:
-            await self._app(scope, limited, send)
+            await self._app(scope, receive if is_announced else _limited(receive, most), send)
         finally:
             if LEASE in scope:
                 release_body(scope)
 
-    def _fits(self, length: bytes) -> bool:
-        if length.isdigit() and len(length) <= MAX_DIGITS:
-            return int(length) <= self._max
-        size = whole_number(length.strip())
-        return size is not None and size <= self._max
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """The same messages, until their bodies are more than `most` bytes together."""
+    seen = 0
+
+    async def limited() -> Message:
+        nonlocal seen
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise BodyTooLargeError(most)
+        return message
+
+    return limited
+
+
+def _fits(length: bytes, most: int) -> bool:
+    if length.isdigit() and len(length) <= MAX_DIGITS:
+        return int(length) <= most
+    size = whole_number(length.strip())
+    return size is not None and size <= most
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

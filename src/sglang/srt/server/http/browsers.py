@@ -4,6 +4,7 @@ before a body is read; programs other than browsers pass all of them.
     Host            must be a name of this server: a page can let its own name point to our address (DNS rebinding).
     Origin          is checked for requests that change something. Browsers send it, or Sec-Fetch-Site, and no page can suppress them.
     Content-Type    of a body must be JSON: any page may post forms and plain text to any server without a preflight (CORS).
+                    Where files are uploaded (UPLOADS) it is a form, and Origin has to do.
 
 An IP address as Host is always accepted: nobody can let it point elsewhere. The order of Sec-Fetch-Site before Origin is that of
 Filippo Valsorda, "Cross-Site Request Forgery" (2025), as in Go's net/http.
@@ -26,6 +27,7 @@ from sglang.srt.server.http.wire import error_response
 ANY = "*"
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
+UPLOADS = frozenset({"/v1/files"})
 MAX_RIGHT_HOSTS = 128
 MAX_SHOWN = 200
 _AUTHORITY = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[0-9]{0,5}))?")
@@ -148,7 +150,8 @@ class BrowserGuard:
         method, path = scope["method"], scope["path"].rstrip()  # a router overlooks a line end after the path
         if method not in READING or path in self._effects:
             self._check_origin(headers, host, method)
-        if b"transfer-encoding" in headers or any(n.strip(b"0") for n in headers.get(b"content-length", ())):
+        has_body = b"transfer-encoding" in headers or any(n.strip(b"0") for n in headers.get(b"content-length", ()))
+        if has_body and not (path in UPLOADS and method == "POST"):
             self._check_type(headers)
 
     def _check_host(self, headers: dict[bytes, list[bytes]], version: str) -> Authority:

@@ -56,6 +56,13 @@ class KeyRing:
             raise ApiKeyError("the request carries several API keys that differ: send one")
         return found.pop()
 
+    def key_of(self, client: str) -> bytes | None:
+        """A key of a client, for what is done in its name; empty where none is needed, None where it has none any more."""
+        for key, identity in self._known.items():
+            if identity.client == client:
+                return key
+        return None if client or self.is_needed else b""
+
     def _owner(self, token: bytes) -> Identity | None:
         """Every key is compared, in constant time: how long it takes says nothing."""
         matches = [identity for key, identity in self._known.items() if hmac.compare_digest(token, key)]

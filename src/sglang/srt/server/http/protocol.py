@@ -27,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from sglang.srt.server.http.chunked_body import ChunkedBody
 from sglang.srt.server.http.connections import Connections
 from sglang.srt.server.http.starts import Starts
+from sglang.srt.server.http.wire import ON_GONE
 from sglang.srt.server.http.wire_numbers import whole_number
 
 HEAD_BYTES = 64 << 10
@@ -115,6 +116,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unwritten = 0
         self._has_ended = False
         self._probing: asyncio.TimerHandle | None = None
+        self._on_gone: Callable[[], None] | None = None
 
     def _begin_head(self) -> None:
         self._in_head = True
@@ -144,6 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._probing.cancel()
         self._unparsed = b""
         super().connection_lost(exc)
+        self._tell_gone()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -155,6 +158,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._is_answering = False
+        self._on_gone = None
         if self.transport.is_closing():
             self._close()
             return
@@ -166,8 +170,23 @@ class LimitedProtocol(HttpToolsProtocol):
         self._close_if_ended()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.scope[ON_GONE] = self._watch_client  # type: ignore[literal-required]
         starts = self._probes if self.scope["path"].endswith("/health") else self._starts
         starts.put(partial(super()._start_asgi_task, cycle, app))
+
+    def _watch_client(self, then: Callable[[], None]) -> None:
+        """Calls `then` when the client hangs up before it has its answer. Its request has been read, so that no more is needed of it
+        than to notice that."""
+        self._on_gone = then
+        if self.cycle.disconnected:
+            self.loop.call_soon(self._tell_gone)
+        else:
+            self.flow.resume_reading()
+
+    def _tell_gone(self) -> None:
+        then, self._on_gone = self._on_gone, None
+        if then is not None:
+            then()
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()

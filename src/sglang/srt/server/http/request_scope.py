@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar, Token
+from secrets import token_hex
 
 import msgspec
+
+from sglang.srt.config import OF_BATCHES
+from sglang.srt.server.http.journal import Journal
 
 MAX_NAME = 256
 
@@ -30,11 +34,17 @@ class RequestScope(msgspec.Struct, eq=False):
     variable: str = ""
     """what the program calls the answer, if it tells (X-Sglang-Variable)"""
     is_operator: bool = True
+    is_background: bool = False
+    """a request of a batch: it runs while there are no others (scheduler/admission/background.py)"""
+    journal: Journal | None = None
+    """of a request that comes through our gateway: what another server may go on with"""
 
     @property
     def client(self) -> tuple[str, ...]:
         """The client in the queue's fairness, outermost first: (key, user); without keys ("", address, user); for programs of
-        this machine ("", user), and () if they name no user."""
+        this machine ("", user), and () if they name no user. Batches have a queue of their own."""
+        if self.is_background:
+            return (OF_BATCHES, self.key)
         if self.address and not self.key:
             return ("", self.address, self.user)
         return (self.key, self.user) if self.key or self.user else ()
@@ -50,6 +60,18 @@ _current: ContextVar[RequestScope | None] = ContextVar("request_scope", default=
 def current_scope() -> RequestScope:
     """The scope of the request being served; outside HTTP an empty one."""
     return _current.get() or RequestScope(time.monotonic())
+
+
+def new_name() -> str:
+    """32 hexadecimal digits that nothing else bears. A server that continues the answer of another chooses the same ones."""
+    scope = _current.get()
+    return scope.journal.name() if scope is not None and scope.journal is not None else token_hex(16)
+
+
+def created_at() -> int:
+    """The time that an answer bears."""
+    scope = _current.get()
+    return scope.journal.created if scope is not None and scope.journal is not None else int(time.time())
 
 
 def name_user(user: object) -> None:

@@ -7,12 +7,19 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.http.wire import JsonResponse, anthropic_error, error_response, speaks_anthropic
 
 _MESSAGE = "the server is starting: its model is being loaded"
+_PAGE = b"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><meta http-equiv="refresh" content="1"><title>sglang</title></head>
+<body style="font: 1rem system-ui, sans-serif; text-align: center; padding-top: 40vh"><p role="status">The model is being loaded \xe2\x80\xa6</p></body></html>
+"""
+"""for somebody who opens the address meanwhile: it becomes the page when that is there"""
 
 
 class RootPath:
@@ -104,6 +111,11 @@ async def _starting(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     path = scope["path"]
+    if path.endswith("/") and b"text/html" in dict(scope["headers"]).get(b"accept", b""):
+        policy = "default-src 'none'; style-src 'unsafe-inline'"
+        headers = {"Retry-After": "1", "Cache-Control": "no-store", "Content-Security-Policy": policy}
+        await Response(_PAGE, 503, headers, "text/html")(scope, receive, send)
+        return
     body: dict[str, object] = {"error": {"message": _MESSAGE}}
     if path.startswith("/health"):
         body = {"status": "starting"}

@@ -9,16 +9,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sglang.srt.errors import ContextLengthError, RequestError, SglangError
+from sglang.srt.errors import (
+    ContextLengthError,
+    DeadlyRequestError,
+    EngineDeadError,
+    OverloadError,
+    RequestError,
+    SglangError,
+)
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq, client_names
+from sglang.srt.server.http.journal import BESIDE, LOST
 from sglang.srt.server.http.json_pieces import encode_json, json_pieces
+from sglang.srt.server.http.request_scope import new_name
 from sglang.srt.server.limits.body_room import LEASE, release_body
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -31,6 +40,9 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that has disconnected: it is never read"""
+
+ON_GONE = "sglang.on_gone"
+"""key of an ASGI scope: takes what to call when the client hangs up"""
 
 LARGE_EVENT = 4096
 """bytes from which on others have their turn after it: more such pieces may be at hand"""
@@ -75,6 +87,20 @@ class LargeJsonResponse(Response):
             pass  # the client hung up in the middle of a write
 
 
+class PlainRoute(Route):
+    """A route that leaves errors to the application. Starlette's catch them as well, which every request and every event of a stream
+    would pay for."""
+
+    def __init__(self, path: str, handler: Callable[[Request], Awaitable[Response]], methods: list[str]) -> None:
+        super().__init__(path, handler, methods=methods)
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await handler(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = run
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +140,7 @@ def speaks_anthropic(path: str) -> bool:
 
 def request_id() -> dict[str, str]:
     """The header by which Anthropic's clients name a request in their errors and logs."""
-    return {"request-id": f"req_{uuid4().hex[:24]}"}
+    return {"request-id": f"req_{new_name()[:24]}"}
 
 
 def anthropic_error(error: SglangError) -> dict[str, Any]:
@@ -147,17 +173,55 @@ def error_response(error: SglangError, path: str) -> Response:
     return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
 
 
+def is_lost(error: SglangError) -> bool:
+    """Whether another server could go on where this one cannot."""
+    return isinstance(error, (EngineDeadError, OverloadError)) and not isinstance(error, DeadlyRequestError)
+
+
 def error_event(error: SglangError, openai: bool) -> bytes:
     return b"data: " + encode_json(error_body(error, openai)) + b"\n\n"
 
 
+# --- clients that leave -------------------------------------------------------------------------------------------------------
+
+
+class ClientWatch:
+    """Calls `cancel` once when the client of a request hangs up, until `end` is called. The body has been read.
+
+    Our protocol calls back (protocol.py), which costs nothing while the client stays. Under any other one, such as that of a test, a
+    task waits for the message that says so.
+    """
+
+    __slots__ = ("_cancel", "_task", "is_gone")
+
+    def __init__(self, request: Request, cancel: Callable[[], object]) -> None:
+        self.is_gone = False
+        self._cancel: Callable[[], object] | None = cancel
+        self._task: asyncio.Task[None] | None = None
+        on_gone: Callable[[Callable[[], None]], None] | None = request.scope.get(ON_GONE)
+        if on_gone is not None:
+            on_gone(self._leave)
+        else:
+            self._task = asyncio.create_task(self._listen(request.receive))
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._leave()
+
+    def _leave(self) -> None:
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            self.is_gone = True
+            cancel()
+
+    def end(self) -> None:
+        self._cancel = None
+        if self._task is not None:
+            self._task.cancel()
+
+
 # --- generation -------------------------------------------------------------------------------------------------------------
-
-
-async def _when_gone(receive: Receive, cancel: Callable[[], object]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    cancel()
 
 
 async def _start(request: Request, manager: TokenizerManager, req: GenerateReq) -> Call | None:
@@ -180,35 +244,28 @@ async def answer(
     call = await _start(request, manager, req)
     if call is None:
         return None
-    gone = False
-
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        call.cancel()
-
-    watcher = asyncio.create_task(_when_gone(request.receive, leave))
+    watch = ClientWatch(request, call.cancel)
     try:
         with client_names(req.names):
             reply = await collect(call)
-        return None if gone else reply
+        return None if watch.is_gone else reply
     finally:
-        watcher.cancel()
+        watch.end()
         call.cancel()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`, which is cancelled when the client leaves: then it is None."""
     task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_when_gone(request.receive, task.cancel))
+    watch = ClientWatch(request, task.cancel)
     try:
         return await task
     except asyncio.CancelledError:
-        if watcher.done():
+        if watch.is_gone:
             return None
         raise
     finally:
-        watcher.cancel()
+        watch.end()
         task.cancel()
 
 
@@ -227,12 +284,12 @@ async def stream(
     call = await _start(request, manager, req)
     if call is None:
         return CLIENT_GONE
-    watcher = asyncio.create_task(_when_gone(request.receive, call.cancel))
+    watch = ClientWatch(request, call.cancel)
     try:
         with client_names(req.names):
             await call.ready(FIRST_OUTPUT_SECONDS)
     except BaseException:
-        watcher.cancel()
+        watch.end()
         call.cancel()
         raise
 
@@ -241,11 +298,11 @@ async def stream(
             error.rename(req.names)
         return write_error(error) if write_error is not None else error_event(error, openai)
 
-    return EventStream(call, events(call), watcher, write, tail, keep_alive)
+    return EventStream(call, events(call), watch, write, tail, keep_alive)
 
 
 class EventStream(Response):
-    """Server-sent events of one call, ended by `tail`. `watcher` aborts the call as soon as the client hangs up. An event may come
+    """Server-sent events of one call, ended by `tail`. `watch` aborts the call as soon as the client hangs up. An event may come
     as several pieces. The next is made when the client has taken those before, but for what fits in the buffers on the way."""
 
     media_type = "text/event-stream"
@@ -254,7 +311,7 @@ class EventStream(Response):
         self,
         call: Call,
         events: AsyncIterator[bytes],
-        watcher: asyncio.Task[None],
+        watch: ClientWatch,
         write_error: Callable[[SglangError], bytes],
         tail: bytes,
         keep_alive: bytes,
@@ -263,26 +320,45 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._call = call
         self._events = events
-        self._watcher = watcher
+        self._watch = watch
         self._write_error = write_error
         self._tail = tail
-        self._alive = keep_alive
+        self._alive = keep_alive if call.journal is None else BESIDE + keep_alive
         self._num_sent = 0
         self._is_within_event = False
+        self._silence: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
 
-    async def _keep_alive(self, send: Send) -> None:
-        """A comment, or an event that says nothing, whenever nothing was sent for a while."""
+    def _with_journal(self, event: bytes) -> bytes:
+        """Behind a gateway, the outputs that an event was made of stand before it."""
+        lines = self._call.journal
+        if not lines or self._is_within_event:
+            return event
+        before = b"".join(lines)
+        lines.clear()
+        return before + event
+
+    def _keep_alive(self, send: Send, num_before: int = -1) -> None:
+        """Sends a comment, or an event that says nothing, if nothing has been sent since `num_before`; looks again after a while."""
+        if self._num_sent == num_before and not self._is_within_event and (self._comment is None or self._comment.done()):
+            self._comment = asyncio.create_task(self._send_comment(send))
+        self._silence = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._keep_alive, send, self._num_sent)
+
+    async def _send_comment(self, send: Send) -> None:
         with contextlib.suppress(OSError):
-            while True:
-                before = self._num_sent
-                await asyncio.sleep(KEEP_ALIVE_SECONDS)
-                if self._num_sent == before and not self._is_within_event:
-                    await send({"type": "http.response.body", "body": self._alive, "more_body": True})
+            await send({"type": "http.response.body", "body": self._alive, "more_body": True})
+
+    def _end_keep_alive(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
 
     async def _send_events(self, send: Send) -> None:
         """Sends events until they end or the client disconnects."""
         async for event in self._events:
             self._num_sent += 1
+            event = self._with_journal(event)
             if not event.endswith(b"\n\n"):
                 self._is_within_event = True
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -290,25 +366,28 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 self._is_within_event = False
             if len(event) > LARGE_EVENT:
-                if self._watcher.done():
+                if self._watch.is_gone:
                     break
                 await self._call.share.give_way()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            keeper = asyncio.create_task(self._keep_alive(send))
+            self._keep_alive(send)
             try:
                 await self._send_events(send)
             except SglangError as error:
+                if self._call.journal is not None and is_lost(error):
+                    await send({"type": "http.response.body", "body": LOST, "more_body": False})
+                    return
                 await send({"type": "http.response.body", "body": self._write_error(error), "more_body": True})
             finally:
-                keeper.cancel()
+                self._end_keep_alive()
             await send({"type": "http.response.body", "body": self._tail, "more_body": False})
         except OSError:
             pass  # the client hung up in the middle of a write
         finally:
-            self._watcher.cancel()
+            self._watch.end()
             self._call.cancel()
             with contextlib.suppress(RuntimeError):
                 await self._events.aclose()  # type: ignore[attr-defined]

@@ -21,13 +21,12 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sglang.common.lru import LruCache
-from sglang.srt.config import MediaOptions
+from sglang.srt.config import MediaOptions, ModelFiles
 from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.process.heap import release_freed_memory
@@ -39,7 +38,7 @@ from sglang.srt.server.multimodal.fetched import Allowance
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import MediaInput, MediaTask, View
 from sglang.srt.server.multimodal.media import Medium, inspect
-from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
+from sglang.srt.server.multimodal.processors.base import Processor, open_folder
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.sources import Sources
 from sglang.srt.server.multimodal.spans import ProcessedMedia, expand, find_places
@@ -346,6 +345,6 @@ def _without_repeated_pixels(prompts: list[MediaPrompt]) -> list[MediaPrompt]:
     return kept
 
 
-def create_intake(folder: Path, tokenizer: Tokenizer, options: MediaOptions) -> MediaIntake:
-    """The way in for the model in `folder`. Raises ModelError if it has no usable image processor."""
-    return MediaIntake(create_processor(ModelFolder(folder, tokenizer)), options, tokenizer)
+def create_intake(files: ModelFiles, tokenizer: Tokenizer, options: MediaOptions) -> MediaIntake:
+    """The way in for a model. Raises ModelError if it has no usable image processor."""
+    return MediaIntake(create_processor(open_folder(files, tokenizer)), options, tokenizer)

@@ -24,4 +24,4 @@ def open_intake(config: RuntimeConfig, info: dict[str, Any], tokenizer: Tokenize
         raise ConfigError(
             f"this model takes images, which needs Pillow and transformers ({error}): {install_extras('srt', 'vision')}"
         ) from error
-    return create_intake(find_files(config.model).path, tokenizer, config.media)
+    return create_intake(find_files(config.model), tokenizer, config.media)

@@ -16,8 +16,9 @@ from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.tools import parameters_of, parse_tools
 from sglang.srt.server.openapi import native_shapes, openai_shapes, schemas
 from sglang.srt.server.openapi.operation import NATIVE, documented
+from sglang.srt.server.parsers.harmony import HarmonyCalls
 from sglang.srt.server.parsers.pieces import Parser
-from sglang.srt.server.parsers.reasoning import ReasoningParser, reasoning_format
+from sglang.srt.server.parsers.reasoning import GPT_OSS, ReasoningParser, reasoning_format
 from sglang.srt.server.parsers.tool_calls import create_free_parser
 
 MAX_CHARS = 200_000
@@ -81,7 +82,8 @@ async def separate_reasoning(request: Request) -> Response:
         format_ = reasoning_format(_name(body, "reasoning_parser", "generic"))
     except ConfigError as error:
         raise RequestError(str(error), "reasoning_parser") from error
-    answer = await _read(ReasoningParser(format_, inside=format_.always), _text(body))
+    parser = HarmonyCalls(()) if format_ is GPT_OSS else ReasoningParser(format_, inside=format_.always)
+    answer = await _read(parser, _text(body))
     return JsonResponse({"reasoning_text": answer.reasoning, "text": answer.text})
 
 

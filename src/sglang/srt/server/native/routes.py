@@ -43,8 +43,6 @@ MAX_TOKENIZE_CHARS = 1 << 20
 MAX_DETOKENIZE = 1 << 20
 MAX_DETOKENIZED_BYTES = 8 << 20
 """of text: a token may be a hundred spaces"""
-VALUES_OF_REPLY = 200
-"""about as many values are in the reply of one sequence"""
 _OPEN_SESSION = Fields.of(
     {
         "capacity_of_str_len": schemas.integer("the most tokens of the session", minimum=0),

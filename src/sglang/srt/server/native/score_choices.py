@@ -18,7 +18,7 @@ from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, as_texts, check_known, pack_row
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_repeated
 from sglang.srt.server.openapi import schemas
 from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST, RequestMaker
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ SCORE_FIELDS = Fields.of(
         "input_ids": {**schemas.IDS, "description": "the prompt as token ids, instead of text"},
         "choices": schemas.list_of(schemas.text(minLength=1), "what may follow it", minItems=1, maxItems=MAX_CHOICES),
         "unconditional": schemas.truth("log probabilities of the choices without the prompt, too"),
+        "lora_path": schemas.text("the name of a loaded adapter, which scores"),
         "rid": schemas.RID,
         "cache_salt": schemas.SALT,
         "priority": schemas.PRIORITY,
@@ -51,6 +52,7 @@ class ScoreReq:
     rid: str | None = None
     cache_salt: str | None = None
     priority: int = 0
+    adapter: str | None = None
 
 
 def parse_score(body: dict[str, Any]) -> ScoreReq:
@@ -67,7 +69,8 @@ def parse_score(body: dict[str, Any]) -> ScoreReq:
         raise RequestError("choices must not contain an empty string", "choices")
     priority = as_int(body, "priority", 0, -(2**31), 2**31 - 1)
     salt = as_text(body, "cache_salt")
-    return ScoreReq(text, ids, choices, as_bool(body, "unconditional"), as_text(body, "rid"), salt, priority)
+    adapter = as_text(body, "lora_path") or None
+    return ScoreReq(text, ids, choices, as_bool(body, "unconditional"), as_text(body, "rid"), salt, priority, adapter)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def _plan(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
         cache_salt=score.cache_salt,
         priority=score.priority,
         begins_alike=True,
+        adapter=score.adapter,
     )
     return ScorePlan(req, start, len(prompt), len(sequences), score.unconditional)
 
@@ -114,8 +118,10 @@ def _tokenize(maker: RequestMaker, score: ScoreReq) -> tuple[Sequence[int], list
     tokenizer = maker.need_tokenizer()
     if score.input_ids is not None:
         ids = score.input_ids
+        check_repeated(len(ids), len(score.choices), "input_ids", maker.context_len)
         return ids, maker.join((ids, tail) for tail in maker.encode(score.choices, special=False))
     assert score.text is not None
+    check_repeated(len(score.text), len(score.choices), "text", maker.max_chars)
     prompt = tokenizer.encode(maker.check_size(score.text))
     bos = tokenizer.vocabulary.bos_token_id
     if not prompt and bos is not None:  # as for an empty prompt of /generate: something must predict the first token

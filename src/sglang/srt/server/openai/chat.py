@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -15,12 +14,24 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, client_names
 from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.http.request_scope import created_at
 from sglang.srt.server.multimodal.inputs import parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import PART_VALUES, Answer, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes, token_origins
 from sglang.srt.server.openai.prompts import ChatOptions, make_prompt, plan_for
-from sglang.srt.server.openai.protocol import ChatRequest, field_names, sampling_params
+from sglang.srt.server.openai.protocol import ChatRequest, field_names, left_open, sampling_params
+from sglang.srt.server.openai.tools import parameters_of
 from sglang.srt.server.parsers.answer import AnswerParser
+from sglang.srt.server.parsers.harmony import (
+    ANSWERING,
+    HARMONY,
+    HARMONY_ENDS,
+    HARMONY_LEAD,
+    MESSAGE,
+    HarmonyCalls,
+    HarmonyCounter,
+    header_of,
+)
 from sglang.srt.server.parsers.pieces import Piece, Text
 from sglang.srt.server.parsers.reasoning import (
     ReasoningCounter,
@@ -59,11 +70,13 @@ class ChatCall:
         self._options = options
         self._tokenizer = options.tokenizer
         self._model = request.model or options.served_name
-        self._created = int(time.time())
+        self._created = created_at()
         self._with_usage, self._always_usage = usage_wishes(request.stream, request.stream_options)
         self._num_top = self._check_logprobs(request)
         self._wants_logprobs = bool(request.logprobs)
-        sampling = sampling_params(request, _max_tokens(request), options.defaults, self._tokenizer.chat_stops)
+        sampling = sampling_params(
+            request, _max_tokens(request), left_open(request, options.defaults, options.penalties), self._tokenizer.chat_stops
+        )
         names = {**field_names(request), **_NAMES}
         with client_names(names):
             self._plan = plan_for(request, sampling, options)
@@ -72,17 +85,20 @@ class ChatCall:
             names |= dict.fromkeys(("json_schema", "structural_tag"), "tools")
         self._num_samples = sampling.n
         self._thinks = False
+        self._header: str | None = None
+        """in harmony, what the prompt has of the answer's first header"""
         self._splits = options.reasoning is not None and request.separate_reasoning is not False
         self._hold_reasoning = request.stream_reasoning is False
         self.req = self._generate_req(request, self._plan.sampling, names)
         self._parsers: dict[int, AnswerParser] = {}
-        self._counters: dict[int, ReasoningCounter] = {}
+        self._counters: dict[int, ReasoningCounter | HarmonyCounter] = {}
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams, names: dict[str, str]) -> GenerateReq:
         prompt = make_prompt(request, self._plan, self._options)
         wishes = request.mm_processor_kwargs
         pixels = parse_pixels(wishes, "mm_processor_kwargs") if wishes is not None else None
         ids = prompt.ids(self._options, joins=self._takes_hints)
+        after, lead = self._reasoning_end(ids, sampling, prompt.continued)
         media = None
         if prompt.media:
             media = [prompt.media if pixels is None else with_pixels(prompt.media, pixels)]
@@ -96,9 +112,8 @@ class ChatCall:
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
-            grammar_after=self._expect_reasoning(ids, sampling, prompt.continued)
-            if self._options.reasoning is not None
-            else (),
+            grammar_after=after,
+            grammar_lead=lead,
             names=names,
         )
 
@@ -107,12 +122,37 @@ class ChatCall:
         marks = (
             [*self._options.reasoning.begins, *self._options.reasoning.ends] if self._splits and self._options.reasoning else []
         )
+        if self._is_harmony:
+            marks += HarmonyCalls.markers
         if self._plan.parser is not None:
             marks += call_format(self._plan.parser).parser.markers
         if not any(self._tokenizer.is_special(mark) for mark in marks):
             return sampling
         spaced = sampling.spaces_specials  # where the client sees them; what only the parsers see is as the model wrote it
         return msgspec.structs.replace(sampling, skip_special_tokens=False, spaces_between_special_tokens=spaced)
+
+    @property
+    def _is_harmony(self) -> bool:
+        return self._options.tool_parser == HARMONY
+
+    def _reasoning_end(
+        self, ids: list[int], sampling: SamplingParams, continued: str | None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What ends the reasoning before a constrained answer, and what must stand before it (TokenizedReq.grammar_lead)."""
+        if self._is_harmony:
+            return self._harmony_end(ids, sampling, continued)
+        return self._expect_reasoning(ids, sampling, continued) if self._options.reasoning is not None else (), ()
+
+    def _harmony_end(
+        self, ids: list[int], sampling: SamplingParams, continued: str | None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
+        self._header = ANSWERING if continued is not None else header_of(prompt_end)
+        if sampling.grammar is None or MESSAGE in self._header:
+            return (), ()
+        ends = [self._tokenizer.token_id(end) for end in HARMONY_ENDS]
+        lead = self._tokenizer.encode(HARMONY_LEAD, add_special_tokens=False)
+        return (() if None in ends else tuple(end for end in ends if end is not None)), tuple(lead)
 
     def _expect_reasoning(self, ids: list[int], sampling: SamplingParams, continued: str | None) -> tuple[int, ...]:
         """Decides whether the answer begins with reasoning, or goes on with that of the message that is continued; the ids that end
@@ -207,7 +247,7 @@ class ChatCall:
     @property
     def is_parsed(self) -> bool:
         """Whether answers may hold anything but text."""
-        return self._splits or self._plan.parser is not None
+        return self._splits or self._plan.parser is not None or self._is_harmony
 
     def new_answer(self) -> Answer:
         return Answer(self._options.tool_parser)
@@ -221,7 +261,11 @@ class ChatCall:
         counter = self._counters.get(out.index)
         if counter is None:
             table = self._tokenizer.vocabulary.token_bytes
-            counter = self._counters[out.index] = ReasoningCounter(format_, self._thinks, table)
+            counter = self._counters[out.index] = (
+                HarmonyCounter(self._header, table)
+                if self._header is not None
+                else ReasoningCounter(format_, self._thinks, table)
+            )
         counter.feed(out.ids)
         usage.note_reasoning(out.index, counter.num_tokens)
 
@@ -236,9 +280,18 @@ class ChatCall:
         return pieces + parser.finish() if out.finish is not None else pieces
 
     def _new_parser(self) -> AnswerParser:
+        if self._header is not None:
+            return self._harmony_parser(self._header)
         reasoning = self._options.reasoning
         reasoning_parser = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
         return AnswerParser(reasoning_parser, self._plan.new_parser(), self._hold_reasoning)
+
+    def _harmony_parser(self, header: str) -> AnswerParser:
+        """Calls that a constraint asks for stand in the answer, in a form of their own."""
+        plan = self._plan
+        own = parameters_of(plan.shown) if plan.parser == HARMONY else {}
+        outer = HarmonyCalls(own, plan.max_calls, header=header, is_raw=not self._splits)
+        return AnswerParser(outer, None if plan.parser == HARMONY else plan.new_parser(), self._hold_reasoning)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """Chunks: the role, pieces of content, one chunk with the reason why it ended; for each choice. Then the usage."""

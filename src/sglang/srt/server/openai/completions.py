@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from sglang.srt.messages import LogprobOptions, Logprobs
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.http.request_scope import created_at
 from sglang.srt.server.openai.answers import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
@@ -32,7 +32,7 @@ class CompletionCall:
     ) -> None:
         self._tokenizer = tokenizer
         self._model = request.model or served_name
-        self._created = int(time.time())
+        self._created = created_at()
         self._with_usage, self._always_usage = usage_wishes(request.stream, request.stream_options)
         self._echo = bool(request.echo)
         self._num_top = self._check_logprobs(request)

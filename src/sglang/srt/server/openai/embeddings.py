@@ -83,6 +83,7 @@ class EmbeddingsApi:
         return LargeJsonResponse({"object": "list", "data": data, "model": call.model, "usage": usage})
 
     def _call(self, body: dict[str, Any]) -> _EmbedCall:
+        self._manager.adapters.check_none(body)
         texts, _ = read_texts(self._manager, body, "input")
         dim = int(self._manager.info.get("embedding_dim", 0))
         size = as_int(body, "dimensions", dim, 1, max(dim, 1))

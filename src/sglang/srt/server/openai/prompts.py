@@ -16,10 +16,13 @@ from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.fields import check_members, unknown_message
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
+from sglang.srt.server.openai.harmony_turns import described, harmony_turns
 from sglang.srt.server.openai.protocol import ChatRequest, has_format, parse_request, sampling_params
 from sglang.srt.server.openai.template_hints import HINTS, template_variables
 from sglang.srt.server.openai.tools import ToolPlan, plan_tools, tell_calls, tell_tools
-from sglang.srt.server.parsers.tool_calls import NONE, call_format, format_of_template
+from sglang.srt.server.parsers.harmony import HARMONY
+from sglang.srt.server.parsers.reasoning import GPT_OSS
+from sglang.srt.server.parsers.tool_calls import NONE, call_format, format_name, format_of_template
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.template_forms import MediaToken
@@ -34,7 +37,7 @@ MAX_RENDERED_CHARS = 1 << 20
 @dataclass(frozen=True)
 class ChatOptions:
     """A server's options for chats. `context_len`: tokens of a prompt and its answer. `defaults`: sampling parameters that a
-    request leaves open. `tool_parser`: name of the format of tool calls. `media_tokens`: of each type of media that may be
+    request leaves open; `penalties`: the model's own, for those that sample free text. `tool_parser`: name of the format of tool calls. `media_tokens`: of each type of media that may be
     among the messages. `may_cut`: prompts that are too long lose their end."""
 
     tokenizer: Tokenizer
@@ -46,6 +49,7 @@ class ChatOptions:
     reasoning: ReasoningFormat | None = None
     media_tokens: Mapping[str, MediaToken] = field(default_factory=dict)
     may_cut: bool = False
+    penalties: dict[str, Any] = field(default_factory=dict)
 
 
 def chat_options(
@@ -54,11 +58,12 @@ def chat_options(
     served_name: str = "",
     defaults: dict[str, Any] | None = None,
     reasoning: ReasoningFormat | None = None,
+    penalties: dict[str, Any] | None = None,
 ) -> ChatOptions:
-    """`tool_parser`: None for the one that the chat template gives away. Raises RequestError if there is no tokenizer."""
+    """`tool_parser`: None for the one that the chat template gives away; harmony brings its reasoning. Raises RequestError if there is no tokenizer."""
     tokenizer = manager.need_tokenizer()
     template = tokenizer.chat_template(with_tools=True).source if tokenizer.has_chat_template else ""
-    tool_parser = tool_parser or format_of_template(template)
+    tool_parser = format_name(tool_parser or (HARMONY if reasoning is GPT_OSS else format_of_template(template)))
     if tool_parser == NONE:
         _LOG.warning(
             "The chat template has the model call tools in a way that no tool call parser reads: with tool_choice auto such calls stay "
@@ -71,9 +76,10 @@ def chat_options(
         max_chars=manager.max_chars,
         context_len=manager.context_len,
         tool_parser=tool_parser,
-        reasoning=reasoning,
+        reasoning=GPT_OSS if reasoning is None and tool_parser == HARMONY else reasoning,
         media_tokens=manager.media.media_tokens if manager.media is not None else {},
         may_cut=manager.http.allow_auto_truncate,
+        penalties=penalties or {},
     )
 
 
@@ -123,8 +129,10 @@ def make_prompt(request: ChatRequest, plan: ToolPlan, options: ChatOptions) -> C
         _check_strict(template, options.tool_parser)
     media: list[MediaInput] = []
     messages = parse_messages(request.messages, template, media if options.media_tokens else None)
-    continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
     tools = plan.shown
+    if options.tool_parser == HARMONY:
+        messages, tools = harmony_turns(messages), described(tools)
+    continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
     if not (template.forms.tools or template.forms.calls or _CALLLESS.issuperset([m["role"] for m in messages])):
         messages = tell_calls(messages)
     if tools and not template.forms.tools:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, PrivateAttr, Validat
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.json_drafts import open_to_keywords
 from sglang.srt.messages import TokenIds
-from sglang.srt.sampling_params import SamplingParams, check_sampling_params
+from sglang.srt.sampling_params import CONSTRAINTS, GREEDY_TEMPERATURE, SamplingParams, check_sampling_params
 from sglang.srt.server.fields import SHOWN, Fields, Refusal, check_members, note_unknown, pack_rows, unknown_message
 from sglang.srt.server.generate_req import client_names
 from sglang.srt.server.native.not_done import NOT_DONE_FIELDS, NOTED
@@ -310,6 +310,16 @@ _SCHEMA_KINDS: dict[str, type | tuple[type, ...]] = {
 _LISTS = ("stop", "stop_regex", "stop_token_ids")
 _SAME = {*SamplingParams.__struct_fields__} & {*CommonRequest.model_fields} - {*_LISTS, "logit_bias"}
 """Parameters that have the same name and type in both APIs."""
+PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+
+
+def left_open(request: CommonRequest, defaults: dict[str, Any], penalties: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a request, by native names. `penalties`: the model's own, for free text that is sampled: greedy decoding
+    means the model's likeliest token, and a constraint or a tool decides the form of an answer itself."""
+    asks_likeliest = (request.temperature is not None and request.temperature < GREEDY_TEMPERATURE) or request.top_k == 1
+    is_bound = has_format(request) or any(getattr(request, name) is not None for name in CONSTRAINTS)
+    may_call = bool(getattr(request, "tools", None)) and getattr(request, "tool_choice", None) != "none"
+    return defaults if asks_likeliest or is_bound or may_call else {**defaults, **penalties}
 
 
 def sampling_params(

@@ -21,7 +21,7 @@ from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, as_texts
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_repeated
 from sglang.srt.server.http.bodies import read_as
 from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
 from sglang.srt.server.openapi import schemas
@@ -112,6 +112,7 @@ class RerankApi:
         return None if vectors is None else [_cosine(vectors[0], vector) for vector in vectors[1:]]
 
     def _call(self, body: dict[str, Any]) -> _RerankCall:
+        self._manager.adapters.check_none(body)
         query, documents = as_text(body, "query"), as_texts(body, "documents")
         if not query:
             raise RequestError("query must be a string that is not empty", "query")
@@ -129,6 +130,7 @@ class RerankApi:
             return self._by_vectors(query, documents, instruct, common)
         if num_labels > 1:
             raise RequestError(f"this model gives a text {num_labels} labels, of which none is its rank: use /v1/score")
+        check_repeated(len(query) + len(instruct or ""), len(documents), "query", self._manager.max_chars)
         tokenizer = self._manager.need_tokenizer()
         if num_labels and not tokenizer.has_chat_template:
             _refuse_instruct(instruct)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.adapters import ANY_MODEL
 from sglang.srt.server.anthropic.messages import MessagesCall
 from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
 from sglang.srt.server.aside import run_aside
@@ -37,21 +38,24 @@ from sglang.srt.server.openai.prompts import ChatOptions, chat_options, render_c
 from sglang.srt.server.openai.protocol import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
+    PENALTIES,
     ChatRequest,
     CompletionRequest,
+    left_open,
     parse_request,
 )
 from sglang.srt.server.openai.responses.api import ResponsesCall
 from sglang.srt.server.openai.responses.replay import first_event, replay
 from sglang.srt.server.openai.responses.request_body import NAMES, RESPONSES_FIELDS
-from sglang.srt.server.openai.responses.store import ResponseStore, history_of, with_referred
+from sglang.srt.server.openai.responses.response_disk import SharedResponses
+from sglang.srt.server.openai.responses.store import ResponseStore, StoredResponse, history_of, with_referred
 from sglang.srt.server.openapi import openai_shapes as shapes
 from sglang.srt.server.openapi.anthropic_shapes import COUNTED, MESSAGE_EVENT, MESSAGE_REPLY
 from sglang.srt.server.openapi.operation import ANTHROPIC, OPENAI, documented
 from sglang.srt.server.openapi.schemas import free
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format
-from sglang.srt.server.tokenizer_manager import ANY_MODEL, TokenizerManager
+from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 _CHAT = {"model": "default", "messages": [{"role": "user", "content": "Name the capital of France."}], "max_tokens": 16}
 _INPUT = {"model": "default", "input": "Name the capital of France.", "max_output_tokens": 16}
@@ -76,18 +80,21 @@ class OpenAIApi:
             for name in params.__struct_fields__
             if name != "max_new_tokens" and getattr(params, name) != getattr(plain, name)
         }
-
+        models_own = (self._defaults.keys() & set(PENALTIES)) - options.preferred_sampling_params.keys()
+        self._penalties = {name: self._defaults.pop(name) for name in models_own}
         self._tool_parser = options.tool_call_parser
         if self._tool_parser is not None:
             call_format(self._tool_parser)
         self._reasoning = reasoning_format(options.reasoning_parser) if options.reasoning_parser is not None else None
         self._chat_options: ChatOptions | None = None
-        self._responses = ResponseStore()
+        self._responses = ResponseStore() if options.state_dir is None else SharedResponses(Path(options.state_dir))
 
     def chat_options(self) -> ChatOptions:
         """Raises RequestError if the server has no tokenizer."""
         if self._chat_options is None:
-            self._chat_options = chat_options(self._manager, self._tool_parser, self._name, self._defaults, self._reasoning)
+            self._chat_options = chat_options(
+                self._manager, self._tool_parser, self._name, self._defaults, self._reasoning, self._penalties
+            )
         return self._chat_options
 
     @documented(
@@ -134,7 +141,7 @@ class OpenAIApi:
     def _completion_call(self, body: dict[str, Any]) -> CompletionCall:
         adapter = self._look_at(body)
         request = parse_request(CompletionRequest, body)
-        call = CompletionCall(request, self._manager.tokenizer, self._defaults, self._name)
+        call = CompletionCall(request, self._manager.tokenizer, left_open(request, self._defaults, self._penalties), self._name)
         call.req.adapter = adapter
         return call
 
@@ -172,8 +179,10 @@ class OpenAIApi:
     async def _responses_call(self, request: Request) -> ResponsesCall:
         body, size = await read_sized(request, RESPONSES_FIELDS)
         adapter = self._look_at(body)
-        owner = current_scope().key
-        chain = self._responses.chain(as_text(body, "previous_response_id"), owner)
+        owner, previous = current_scope().key, as_text(body, "previous_response_id")
+        await self._responses.fetch(previous, owner)
+        await self._responses.fetch_referred(body.get("input"), owner)
+        chain = self._responses.chain(previous, owner)
         referred = self._responses.referred(body.get("input"), owner)
         options, keep = self.chat_options(), partial(self._responses.put, owner)
 
@@ -188,9 +197,15 @@ class OpenAIApi:
         size += sum(found.history_size for found in (*chain, *referred.values()))
         return await run_aside(make) if size > LONG_BODY else make()
 
+    async def _stored(self, request: Request) -> StoredResponse:
+        """Raises NoSuchResponseError."""
+        name, owner = request.path_params["response"], current_scope().key
+        await self._responses.fetch(name, owner)
+        return self._responses.get(name, owner)
+
     @documented("A stored response", OPENAI, reply=shapes.RESPONSE, paths=_RESPONSE_ID, may_lack=True)
     async def stored_response(self, request: Request) -> Response:
-        found = self._responses.get(request.path_params["response"], current_scope().key)
+        found = await self._stored(request)
         first = first_event(request.query_params)
         if first is None:
             return LargeJsonResponse(Encoded(cut(found.response)))
@@ -200,12 +215,13 @@ class OpenAIApi:
     @documented("Forget a stored response", OPENAI, reply=shapes.DELETED, paths=_RESPONSE_ID, may_lack=True)
     async def delete_response(self, request: Request) -> Response:
         name = request.path_params["response"]
+        await self._stored(request)
         self._responses.delete(name, current_scope().key)
         return JsonResponse({"id": name, "object": "response", "deleted": True})
 
     @documented("What the request of a stored response said", OPENAI, reply=shapes.ITEMS, paths=_RESPONSE_ID, may_lack=True)
     async def response_items(self, request: Request) -> Response:
-        items = self._responses.get(request.path_params["response"], current_scope().key).items
+        items = (await self._stored(request)).items
         return LargeJsonResponse({"object": "list", "data": Encoded(cut(items)), "has_more": False})
 
     @documented(
@@ -238,17 +254,12 @@ class OpenAIApi:
         return await unless_gone(request, self._manager.count_tokens(req)) if req.media else len(req.input_ids or ())
 
     def _look_at(self, body: dict[str, Any]) -> str | None:
-        """Notes whose the request is. Returns the adapter that it names, as its model or as SGLang's lora_path, where that is a text:
-        what else it may be is for the reader of the body to judge."""
+        """Notes whose the request is. Returns the adapter that it names."""
         name_user(body.get("user"))
-        model, adapter = body.get("model"), body.get("lora_path")
-        adapter = adapter if isinstance(adapter, str) else None
-        named = self._manager.adapters.of_model(model, self._name, ANY_MODEL) if isinstance(model, str) else None
-        if adapter and named and adapter != named:
-            raise RequestError(
-                f"model names the adapter {named!r}, and lora_path {adapter[:100]!r}: give one of them", "lora_path"
-            )
-        return named or adapter or None
+        model = body.get("model")
+        if "lora_path" not in body and (model is None or model == self._name):  # as most do
+            return None
+        return self._manager.adapters.of_body(body)
 
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:
@@ -265,6 +276,7 @@ class OpenAIApi:
         reply = await answer(request, self._manager, call.req, call.collect)
         if reply is None:
             return CLIENT_GONE
+        await self._responses.settled()
         is_large = isinstance(call, ResponsesCall) and call.is_large
         return LargeJsonResponse(reply) if is_large else JsonResponse(reply)
 

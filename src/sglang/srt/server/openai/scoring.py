@@ -15,7 +15,7 @@ from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, pack_row
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_repeated
 from sglang.srt.server.http.bodies import read_as
 from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
 from sglang.srt.server.openai.answers import Usage
@@ -40,6 +40,7 @@ _SCORE = Fields.of(
         "label_token_ids": schemas.list_of(schemas.integer(), "tokens whose probability as the next one is told", minItems=1),
         "apply_softmax": schemas.truth("probabilities of the labels among themselves"),
         "item_first": schemas.truth("the item stands before the query"),
+        "lora_path": schemas.text("the name of a loaded adapter, which scores; as `model` may name one, too"),
         "rid": schemas.RID,
         "priority": schemas.PRIORITY,
     },
@@ -131,6 +132,7 @@ class ScoringApi:
             raise RequestError("this model has labels of its own: leave label_token_ids out", "label_token_ids")
         texts = [items] if isinstance(items, str) else as_texts(body, "items")
         check_count(texts, "items")
+        check_repeated(len(query or ""), len(texts), "query", self._manager.max_chars)
         if not query or not all(texts):
             raise RequestError("query and items must be texts that are not empty: this model has a head for labels", "items")
         self._check_chars(max(len(query), *map(len, texts)))
@@ -144,6 +146,7 @@ class ScoringApi:
 
     def _score_call(self, body: dict[str, Any]) -> _ScoreCall | _JudgeCall:
         if self._manager.info.get("num_labels"):
+            self._manager.adapters.check_none(body)
             return self._judge_call(body)
         labels = as_ids(body, "label_token_ids")
         if not labels:
@@ -157,6 +160,7 @@ class ScoringApi:
             logprobs=LogprobOptions(token_ids=tuple(labels)),
             rid=as_text(body, "rid"),
             priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
+            adapter=self._manager.adapters.of_body(body),
         )
         return _ScoreCall(req, as_text(body, "model") or self._name, as_bool(body, "apply_softmax"))
 
@@ -166,11 +170,13 @@ class ScoringApi:
         if isinstance(query, str):
             texts = [items] if isinstance(items, str) else as_texts(body, "items")
             check_count(texts, "items")
+            check_repeated(len(query), len(texts), "query", self._manager.max_chars)
             self._check_chars(len(query) + max(map(len, texts)))
             return self._manager.maker.encode(item + query if first else query + item for item in texts)
         ids = pack_row(query, "query")
         rows = items if isinstance(items, list) and items and not isinstance(items[0], int) else [items]
         check_count(rows, "items")
+        check_repeated(len(ids), len(rows), "query", self._manager.context_len)
         checked = [pack_row(row, "items") for row in rows]
         return self._manager.maker.join((row, ids) if first else (ids, row) for row in checked)
 

@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
@@ -21,6 +20,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.json_drafts import draft_of, identifier_key, open_to_keywords
 from sglang.srt.sampling_params import CONSTRAINTS, SamplingParams
 from sglang.srt.server.fields import check_members
+from sglang.srt.server.http.request_scope import new_name
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema, refers_outside
 from sglang.srt.server.parsers.pieces import Parser
@@ -274,7 +274,7 @@ def _named(entry: Any, tools: list[dict[str, Any]]) -> dict[str, Any]:
 
 def call_id(format_name: str) -> str:
     """A new name for a call. Mistral's templates take nine letters and digits only."""
-    return uuid4().hex[:9] if format_name == "mistral" else f"call_{uuid4().hex[:24]}"
+    return new_name()[:9] if format_name == "mistral" else f"call_{new_name()[:24]}"
 
 
 # --- models without a tool template -----------------------------------------------------------------------------------------

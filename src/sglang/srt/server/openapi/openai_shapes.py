@@ -173,6 +173,45 @@ RESPONSE = Named(
 )
 RESPONSE_EVENT = Named("ResponseEvent", shape(type=text("such as response.output_text.delta"), sequence_number=integer()))
 DELETED = shape(id=text(), object=text(), deleted=truth())
+FILE = Named(
+    "File",
+    shape(
+        id=text(),
+        object=text(const="file"),
+        bytes=integer(),
+        created_at=integer("seconds since 1970"),
+        expires_at=nullable(integer()),
+        filename=text(),
+        purpose=text("batch, or batch_output for the answers of one"),
+        status=text(),
+    ),
+)
+BATCH = Named(
+    "Batch",
+    shape(
+        id=text(),
+        object=text(const="batch"),
+        endpoint=text(),
+        errors=nullable(free("what is wrong with the input", data=list_of(free()))),
+        input_file_id=text(),
+        completion_window=text(),
+        status=text("validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled"),
+        output_file_id=nullable(text("a file with the answers")),
+        error_file_id=nullable(text("a file with the requests that failed")),
+        created_at=integer("seconds since 1970; and so are the other times"),
+        expires_at=integer(),
+        request_counts=shape(total=integer(), completed=integer(), failed=integer()),
+        metadata=nullable(free()),
+    ),
+)
+
+
+def _listed(of: Schema) -> Schema:
+    ends = {"first_id": nullable(text()), "last_id": nullable(text())}
+    return shape(object=text(const="list"), data=list_of(of), has_more=truth(), **ends)
+
+
+FILES, BATCHES = _listed(FILE), _listed(BATCH)
 ITEMS = shape(object=text(const="list"), data=list_of(free()), has_more=truth())
 INPUT_TOKENS = shape(object=text(), input_tokens=integer())
 

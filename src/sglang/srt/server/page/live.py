@@ -1,8 +1,9 @@
 """The event stream of the machine view, encoded once for all viewers.
 
-    ViewDelta --take--> mirror of the tree, event --> every viewer's queue --> POST /page/live
+    ViewDelta --take--> mirror of the replica, event --> every viewer's queue --> POST /page/live
 
-A new viewer gets the mirror first. A viewer that does not keep up loses its queue and gets the mirror again, so that no queue grows.
+A new viewer gets the mirrors first. A viewer that does not keep up loses its queue, and gets the mirrors again once it reads: no queue
+grows, and one that never reads costs nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from sglang.srt.messages import NodeView, TokenizedReq, ViewDelta
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sglang.srt.errors import OverloadError
+from sglang.srt.machine_view import NodeView
+from sglang.srt.messages import TokenizedReq, ViewDelta
 from sglang.srt.server.calls import Sequence
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.request_scope import current_scope
@@ -22,7 +28,7 @@ from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_VIEWERS = 16
 MAX_WAITING = 200
-"""events of one viewer"""
+"""events of one viewer, besides the mirrors that it has not read yet"""
 NUM_AT_ONCE = 500
 """nodes of one event"""
 ALIVE_SECONDS = 1.0
@@ -38,104 +44,125 @@ class Viewer:
     def __init__(self) -> None:
         self.events: deque[bytes] = deque()
         self.news = asyncio.Event()
+        self.is_late = False
+        """whether events were dropped, which the mirrors are to tell instead"""
+        self._most = MAX_WAITING
 
-    def put(self, event: bytes) -> bool:
-        """False if too many wait."""
-        self.events.append(event)
+    def put(self, event: bytes) -> None:
+        if len(self.events) >= self._most:
+            self.is_late = True
+            self.events.clear()
+        if not self.is_late:
+            self.events.append(event)
         self.news.set()
-        return len(self.events) <= MAX_WAITING
 
-    def begin(self, mirror: list[bytes]) -> None:
-        """All that waited is told by the mirror instead."""
-        self.events = deque(mirror)
+    def begin(self, mirrors: list[bytes]) -> None:
+        """All that waited is told by the mirrors instead."""
+        self.events, self.is_late, self._most = deque(mirrors), False, len(mirrors) + MAX_WAITING
         self.news.set()
+
+
+class Mirror:
+    """What the viewers know of one replica: its nodes by id, and the rest of its last delta."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, list[Any]] = {}
+        self.state: dict[str, Any] = {}
+
+    def take(self, delta: ViewDelta, shown: list[list[Any]], latencies: dict[str, object]) -> dict[str, Any]:
+        """Takes a delta. Returns the event that tells of it."""
+        if delta.is_first:
+            self.nodes.clear()
+        self.nodes.update((node[0], node) for node in shown)
+        for node_id in delta.gone:
+            self.nodes.pop(node_id, None)
+        self.state = {
+            "replica": delta.replica,
+            "late": delta.num_late,
+            "omitted": delta.num_omitted,
+            "stats": {name: getattr(delta.stats, name) for name in delta.stats.__struct_fields__},
+            "latencies": latencies,
+        }
+        return {"first": delta.is_first, "nodes": shown, "gone": delta.gone, "steps": delta.steps, **self.state}
+
+    def events(self) -> list[bytes]:
+        """All that there is, from the beginning."""
+        nodes, at_once = list(self.nodes.values()), NUM_AT_ONCE
+        cuts = range(0, max(len(nodes), 1), at_once)
+        parts = ({"first": at == 0, "nodes": nodes[at : at + at_once], "gone": [], "steps": [], **self.state} for at in cuts)
+        return list(map(_event, parts))
 
 
 class LiveHub:
-    """Owner of the viewers and of the mirror of what they have been told. The scheduler is asked while there is one."""
+    """Owner of the viewers and of the mirrors of what they have been told. The schedulers are asked while there is one."""
 
     def __init__(self, manager: TokenizerManager) -> None:
         self._manager = manager
         self._viewers: set[Viewer] = set()
-        self._nodes: dict[int, list[Any]] = {}
-        self._state: dict[str, Any] = {}
-        """the rest of the last delta"""
-        self._runs: dict[str, tuple[str, str]] = {}
-        """by rid, the run and branch of requests of programs that are under way"""
+        self._mirrors: dict[int, Mirror] = {}
+        """by the number of the replica"""
+        self._encoded: list[bytes] | None = None
+        """the mirrors as events, until something changes: viewers who are late together share them"""
+        self._runs: dict[str, dict[str, str]] = {}
+        """by rid, which run and branch requests of programs are of that are under way, and of which choices"""
         self._latencies = Latencies()
         manager.on_view = self._take
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._viewers) >= MAX_VIEWERS
+    async def events(self, viewer: Viewer) -> AsyncIterator[bytes]:
+        """The events for one viewer, until the server ends."""
+        while not self._manager.draining:
+            if viewer.is_late:
+                viewer.begin(self._mirror())
+            while viewer.events:
+                yield viewer.events.popleft()
+            if viewer.is_late:
+                continue
+            viewer.news.clear()
+            try:
+                await asyncio.wait_for(viewer.news.wait(), ALIVE_SECONDS)
+            except asyncio.TimeoutError:
+                yield b": nothing new\n\n"
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The events for one viewer, until it leaves or the server ends."""
+    def enter(self) -> Viewer:
+        """One more viewer, who is to `leave`. Raises OverloadError where there are too many."""
+        if len(self._viewers) >= MAX_VIEWERS:
+            raise OverloadError("too many viewers of the machine view; close one of them")
         viewer = Viewer()
-        self._enter(viewer)
-        try:
-            while not self._manager.draining:
-                while viewer.events:
-                    yield viewer.events.popleft()
-                viewer.news.clear()
-                try:
-                    await asyncio.wait_for(viewer.news.wait(), ALIVE_SECONDS)
-                except asyncio.TimeoutError:
-                    yield b": nothing new\n\n"
-        finally:
-            self._leave(viewer)
-
-    def _enter(self, viewer: Viewer) -> None:
         self._viewers.add(viewer)
         if len(self._viewers) == 1:
             self._manager.view(True)
         else:
             viewer.begin(self._mirror())
         self._manager.records.observer = self
+        return viewer
 
-    def _leave(self, viewer: Viewer) -> None:
+    def leave(self, viewer: Viewer) -> None:
         self._viewers.discard(viewer)
         if not self._viewers:
             self._manager.view(False)
             self._manager.records.observer = None
             self._latencies.clear()
             self._runs.clear()
-            self._nodes.clear()
-            self._state = {}
+            self._mirrors.clear()
+            self._encoded = None
 
     def _mirror(self) -> list[bytes]:
-        """All that there is, from the beginning."""
-        nodes, at_once = list(self._nodes.values()), NUM_AT_ONCE
-        cuts = range(0, max(len(nodes), 1), at_once)
-        parts = ({"first": at == 0, "nodes": nodes[at : at + at_once], "gone": [], "steps": [], **self._state} for at in cuts)
-        return list(map(_event, parts))
+        if self._encoded is None:
+            self._encoded = [event for _, mirror in sorted(self._mirrors.items()) for event in mirror.events()]
+        return self._encoded
 
     def _take(self, delta: ViewDelta) -> None:
-        """Takes one delta of the scheduler, for all viewers."""
+        """Takes one delta of a scheduler, for all viewers."""
         if not self._viewers:  # it was on its way when the last one left
             return
-        if delta.is_first:
-            self._nodes.clear()
+        mirror = self._mirrors.setdefault(delta.replica, Mirror())
         shown = [self._shown(node) for node in delta.nodes]
-        self._nodes.update((node[0], node) for node in shown)
-        for node_id in delta.gone:
-            self._nodes.pop(node_id, None)
-        stats = {name: getattr(delta.stats, name) for name in delta.stats.__struct_fields__}
-        self._state = {
-            "late": delta.num_late,
-            "omitted": delta.num_omitted,
-            "stats": stats,
-            "latencies": self._latencies.summary(),
-        }
-        event = _event({"first": delta.is_first, "nodes": shown, "gone": delta.gone, "steps": delta.steps, **self._state})
-        self._tell(event)
+        self._encoded = None
+        self._tell(_event(mirror.take(delta, shown, self._latencies.summary())))
 
     def _tell(self, event: bytes) -> None:
-        late = [viewer for viewer in self._viewers if not viewer.put(event)]
-        if late:
-            mirror = self._mirror()  # made once: it may be megabytes
-            for viewer in late:
-                viewer.begin(mirror)
+        for viewer in self._viewers:
+            viewer.put(event)
 
     # --- requests -------------------------------------------------------------------------------------------------------------
 
@@ -146,18 +173,23 @@ class LiveHub:
             return
         run, _, branch = scope.run.partition("/")
         for request in requests[:MAX_SAMPLES]:
-            self._runs[request.rid] = run, branch
+            start = _choice_start(request)
+            place = {"run": run, "branch": branch, "rid": request.rid}
+            if start:
+                place["choice_of"] = requests[0].rid
+            self._runs[request.rid] = place
+            prompt = request.input_ids[: start or None]
             call = {
-                "run": run,
-                "branch": branch,
-                "rid": request.rid,
+                **place,
                 "name": scope.variable,
                 "at": time.time(),
-                "prompt_len": len(request.input_ids),
-                "prompt": self._text(request.input_ids[-NUM_PROMPT_IDS:]),
+                "prompt_len": len(prompt),
+                "prompt": self._text(prompt[-NUM_PROMPT_IDS:]),
                 "constraint": request.sampling.grammar is not None,
                 "max_new_tokens": request.sampling.max_new_tokens,
             }
+            if start:
+                call["choice"] = self._text(request.input_ids[start : start + NUM_PROMPT_IDS])
             self._tell(_event({"call": call}))
 
     def ended(self, sequence: Sequence, reason: str) -> None:
@@ -169,9 +201,7 @@ class LiveHub:
         progress = sequence.progress
         last = progress.last
         call = {
-            "run": place[0],
-            "branch": place[1],
-            "rid": sequence.request.rid,
+            **place,
             "ended": time.time(),
             "reason": reason,
             "completion": len(progress.ids),
@@ -180,6 +210,9 @@ class LiveHub:
             "first": sequence.first_at - sequence.call.started_at if sequence.first_at else None,
             "retracted": last.num_retractions if last is not None else 0,
         }
+        if "choice_of" in place and last is not None and last.input_logprobs is not None:
+            known = [logprob for logprob, _ in last.input_logprobs.chosen() if logprob is not None]
+            call["score"] = sum(known) / len(known) if known else None
         self._tell(_event({"call": call}))
 
     def _shown(self, node: NodeView) -> list[Any]:
@@ -192,6 +225,27 @@ class LiveHub:
             return " ".join(map(str, ids))
         table = tokenizer.vocabulary.token_bytes
         return b"".join(table[i] if 0 <= i < len(table) else b"" for i in ids).decode(errors="replace")
+
+
+class ViewerStream(StreamingResponse):
+    """The events of one viewer, who has his place before the answer begins: of many that come at once, none passes the limit."""
+
+    def __init__(self, hub: LiveHub) -> None:
+        self._hub, self._viewer = hub, hub.enter()
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(hub.events(self._viewer), media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._hub.leave(self._viewer)
+
+
+def _choice_start(request: TokenizedReq) -> int:
+    """Where the choice begins that a request scores (/score_choices); 0 if it does something else."""
+    scores = request.sampling.max_new_tokens == 0 and request.logprobs is not None
+    return max(request.logprobs.start_len, 0) if scores and request.logprobs is not None else 0
 
 
 def _event(data: dict[str, Any]) -> bytes:

@@ -6,14 +6,14 @@ import ipaddress
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import AdminOnlyError, OverloadError
+from sglang.srt.errors import AdminOnlyError
 from sglang.srt.server.http.auth import operator_only
 from sglang.srt.server.http.browsers import LOOPBACK_NAMES, is_address
 from sglang.srt.server.page.files import POLICY, PREFIX, PageFile, PageFiles
-from sglang.srt.server.page.live import LiveHub
+from sglang.srt.server.page.live import LiveHub, ViewerStream
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -64,10 +64,7 @@ class PageApi:
             raise AdminOnlyError(
                 "the machine view needs --admin-api-key here: this server accepts other machines and has no API keys"
             )
-        if self._hub.is_full:
-            raise OverloadError("too many viewers of the machine view; close one of them")
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._hub.events(), media_type="text/event-stream", headers=headers)
+        return ViewerStream(self._hub)
 
     def _is_of_docs(self, path: str) -> bool:
         return path.startswith((DOCS_FILES, f"{PREFIX}docs."))

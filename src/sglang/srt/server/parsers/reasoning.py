@@ -11,17 +11,21 @@ from sglang.srt.server.parsers.pieces import Piece, Reasoning, Text
 from sglang.srt.server.tokenization.detokenizer import IncrementalText
 
 MAX_MARK = 64
+GPT_OSS = ReasoningFormat((("<|channel|>analysis<|message|>", "<|end|>"),), opens=True)
+"""what follows has a header, too: harmony.py reads it"""
+_OWN = dict.fromkeys(("gpt-oss", "harmony"), GPT_OSS)
 
 
 def reasoning_format(name: str) -> ReasoningFormat:
     """A format by name, or "BEGIN,END": any two marks. Raises ConfigError."""
-    if name in FORMATS:
-        return FORMATS[name]
+    known = FORMATS | _OWN
+    if name in known:
+        return known[name]
     begin, comma, end = name.partition(",")
     if comma and 0 < len(begin) <= MAX_MARK and 0 < len(end) <= MAX_MARK and begin != end:
         return ReasoningFormat(((begin, end),))
     raise ConfigError(
-        f"there is no reasoning parser {name!r}; there are {', '.join(sorted(FORMATS))}, or two marks with a comma between"
+        f"there is no reasoning parser {name!r}; there are {', '.join(sorted(known))}, or two marks with a comma between"
     )
 
 

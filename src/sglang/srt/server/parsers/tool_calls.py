@@ -22,6 +22,7 @@ from sglang.srt.server.parsers.formats.json_format import (
 )
 from sglang.srt.server.parsers.formats.python_format import GemmaCalls, PythonicCalls
 from sglang.srt.server.parsers.formats.tagged_format import GlmCalls, MiniMaxCalls, QwenCoderCalls
+from sglang.srt.server.parsers.harmony import CHANNEL, HARMONY, HarmonyCalls
 from sglang.srt.server.parsers.pieces import Parser
 
 
@@ -54,7 +55,7 @@ _JSON = '{"name": "NAME", "arguments": {"PARAMETER": VALUE}}'
 
 _QWEN_TAG = Tag("<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>")
 _JSON_TAG = Tag('{"name": "', '{"name": "NAME", "arguments": ', "}")
-_UNREAD = ("<|channel|>", "<|tool_call:begin|>", "[TOOL_CALL_START]", '"tool_name"')  # gpt-oss, Solar, YandexGPT, Command R
+_UNREAD = ("<|tool_call:begin|>", "[TOOL_CALL_START]", '"tool_name"')  # Solar, YandexGPT, Command R
 """in chat templates: ways to write calls that nothing here reads"""
 NONE = "none"
 
@@ -97,6 +98,14 @@ FORMATS: dict[str, CallFormat] = {
         '<function=NAME>{"PARAMETER": VALUE}</function>',
         Tag("<function=", "<function=NAME>", "</function>"),
         ("<function=",),
+    ),
+    HARMONY: CallFormat(
+        HarmonyCalls,
+        '<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{"PARAMETER": VALUE}<|call|>',
+        _JSON_TAG,
+        (CHANNEL,),
+        (CHANNEL,),
+        constrained_as="generic",
     ),
     NONE: CallFormat(CallParser, _JSON, _JSON_TAG, _UNREAD, _UNREAD, constrained_as="generic"),
     "qwen": CallFormat(
@@ -159,6 +168,8 @@ ALIASES = {
     "seed_oss": "qwen3_coder",
     "lfm2": "pythonic",
     "minimax-m2": "minimax_m2",
+    "gpt-oss": HARMONY,
+    "gpt_oss": HARMONY,
     "json": "generic",
 }
 
@@ -169,6 +180,11 @@ def call_format(name: str) -> CallFormat:
     if found is None:
         raise ConfigError(f"there is no tool call parser {name!r}; there are {', '.join(sorted({*FORMATS, *ALIASES}))}")
     return found
+
+
+def format_name(name: str) -> str:
+    """The name of the format that `name` may be an alias of."""
+    return ALIASES.get(name, name)
 
 
 def format_of_template(source: str) -> str:

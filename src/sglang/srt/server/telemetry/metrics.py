@@ -30,10 +30,12 @@ _DRAFTS = {
 }
 
 _DISK_GAUGES = {
+    "cache_host_bytes": ("bytes of the prefix cache in host memory", "host_bytes"),
     "cache_disk_bytes": ("bytes of the prefix cache on disk", "bytes"),
     "cache_disk_records": ("records of the prefix cache on disk, of 16 tokens each", "records"),
 }
 _DISK_COUNTERS = {
+    "cache_host_records_written_total": ("records written to the prefix cache in host memory", "host_written"),
     "cache_disk_records_written_total": ("records written to the prefix cache on disk", "written"),
     "cache_disk_records_read_total": ("records read from the prefix cache on disk", "read"),
     "cache_disk_records_damaged_total": ("records that were not what had been written, and were computed", "damaged"),

@@ -71,6 +71,7 @@ class ChatTemplate:
         self._environment = Sandbox()
         try:
             self._template = self._environment.from_string(source)
+            self._template.globals = dict(self._template.globals)  # a chain of maps, which every rendering would walk
         except _COMPILE_FAULTS as error:
             raise ConfigError(
                 f"the chat template {name[:80]!r} does not compile: {str(error) or type(error).__name__}"

@@ -38,7 +38,10 @@ _GPT4O = (
 )
 _QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_TAIL}"
 _SPLITS = {
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "dbrx", "smaug-bpe"), LLAMA3_SPLIT),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
+        LLAMA3_SPLIT,
+    ),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), QWEN2_SPLIT),
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
@@ -67,6 +70,12 @@ _STEPS = {
     ),
 }
 """splits one after the other, then single digits"""
+_THREE_STEPS = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    rf"[!-/:-@\[-`{{-~][A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_TAIL}",
+)
+"""DeepSeek-V3's, whose digits go by threes"""
 _GPT2_SPLITS = frozenset({"default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es"})
 _DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "granite-docling", "exaone"})
 """single digits, then GPT-2's pattern"""
@@ -156,6 +165,9 @@ def _split(pre: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
     if pre in _GPT2_SPLITS:
         return gpt2
+    if pre in ("deepseek-v3", "hunyuan-dense"):
+        steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in _THREE_STEPS]
+        return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     if pre in _STEPS:
         steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in _STEPS[pre]]
         digits = pre_tokenizers.Digits(individual_digits=True)

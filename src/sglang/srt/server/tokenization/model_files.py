@@ -20,7 +20,7 @@ import tokenizers.normalizers
 import tokenizers.processors
 
 from sglang.srt.checkpoint.files import read_object, read_text, shown
-from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.gguf_reader import open_gguf
 from sglang.srt.checkpoint.sentence_files import MODULES_FILE, SentenceFacts, read_sentence_facts
 from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
@@ -269,7 +269,7 @@ def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def read_gguf(path: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str | None, TextFacts]:
     """Like `read_folder`, for a GGUF file. A tokenizer that is slow to build is kept in the folder `cache`."""
-    metadata = GGUFFile(path).metadata
+    metadata = open_gguf(path).metadata
     model = metadata.get("tokenizer.ggml.model")
     entry = None
     if cache is not None and isinstance(model, str) and model == _SLOW_TO_BUILD:

@@ -25,7 +25,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
@@ -42,6 +42,7 @@ MAX_WIDTH_DIGITS = 4
 _WIDTH = re.compile(rf"\d{{{MAX_WIDTH_DIGITS + 1},}}|\*")
 _PERCENT_WIDTH = re.compile(rf"\d{{{MAX_WIDTH_DIGITS + 1},}}|[%.][-+ #0]*\*")
 _PLAIN = (str, int, float, type(None))
+_OF_LOOPS = frozenset({"first", "last", "index", "index0"})
 _TAKE_CONTAINERS = frozenset(
     [
         "attr",
@@ -299,6 +300,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if _PERCENT_WIDTH.search(text):
             raise TemplateLimit("a width in it is too large")
         self.expect(len(text) + text.count("%") * self.written_len(values))
+
+    # --- attributes -----------------------------------------------------------------------------------------------------------
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As jinja2 has it, which looks for long at what every message asks for: the numbers of its loop."""
+        if type(obj) is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
     # --- calls ----------------------------------------------------------------------------------------------------------------
 

@@ -34,14 +34,10 @@ from sglang.srt.vocabulary import Vocabulary
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
 _END_MARK = "\ufdef"
 """noncharacters: valid in text, never part of real text. The last stands for the end of a message that is to be continued"""
-
-
 NEEDED_MARKS = 3
 """for names of special tokens, images and videos"""
 LONG_TEXT = 10_000
 """characters above which others may run meanwhile"""
-
-
 PIECE_IDS = 16 << 10
 """of a sequence that are made text at once"""
 
@@ -374,7 +370,7 @@ class Tokenizer:
         return ids
 
     def _turn_end(self, special: frozenset[int]) -> set[int]:
-        """The special token with which the chat template ends an answer: it ends generation too."""
+        """The special tokens with which the chat template ends an answer, or gpt-oss a call: they end generation too."""
         if not self.has_chat_template:
             return set()
         mark = _MARKS[0]
@@ -388,7 +384,8 @@ class Tokenizer:
             ids = _encoding(self._core, rest).ids if found else []
         except RequestError:
             return set()
-        return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
+        ids = [*ids[:1], *(i for i in special if text.count("<|channel|>") and self._core.id_to_token(i) == "<|call|>")]
+        return {i for i in ids if i in special and i != self._bos_id}
 
 
 def _cutter(core: tokenizers.Tokenizer) -> Cutter:

@@ -12,7 +12,7 @@ from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaWeight, describe, kind_of, pack
 from sglang.srt.model.kernels.ops import ExpertGate, Routes, Routing
 from sglang.srt.model.kernels.triton.common import power_of_two
-from sglang.srt.model.kernels.triton.experts import combine_kernel, experts_kernel, route_kernel
+from sglang.srt.model.kernels.triton.experts import combine_kernel, experts_kernel, heads_kernel, route_kernel
 from sglang.srt.model.quant.formats import HostTensor
 
 Tensor = Any  # torch.Tensor
@@ -63,13 +63,16 @@ class Experts:
         self._device, self._dtype, self._early, self._scratch = device, dtype, early, scratch
         self._ids: dict[int, Tensor] = {}
 
-    def route(self, logits: Tensor, routes: Routes, rows: Tensor, n: int, how: Routing, bias: Tensor | None) -> None:
+    def route(
+        self, logits: Tensor, routes: Routes, rows: Tensor, n: int, how: Routing, bias: Tensor | None, scales: Tensor | None
+    ) -> None:
         num_experts, top_k = logits.shape[1], routes.ids.shape[1]
         keys = self._scratch("expert keys", 1, len(routes.order), torch.int32)[0, : n * top_k]
         route_kernel[(n,)](
-            logits, bias if bias is not None else logits, routes.ids, routes.weights, keys, rows, num_experts, logits.stride(0),
-            how.scale, top_k, how.score == "sigmoid", how.normalise, bias is not None, how.num_groups, how.top_groups,
-            how.group_best, power_of_two(num_experts, 2), power_of_two(top_k), power_of_two(how.num_groups), **self._early,
+            logits, bias if bias is not None else logits, scales if scales is not None else logits, routes.ids, routes.weights, keys,
+            rows, num_experts, logits.stride(0), how.scale, top_k, how.score == "sigmoid", how.normalise, bias is not None,
+            scales is not None, how.num_groups, how.top_groups, how.group_best, power_of_two(num_experts, 2), power_of_two(top_k),
+            power_of_two(how.num_groups), **self._early,
         )  # fmt: skip
         if num_experts not in self._ids:
             self._ids[num_experts] = torch.arange(num_experts + 1, dtype=torch.int32, device=self._device)
@@ -93,6 +96,16 @@ class Experts:
         combine_kernel[(n, triton.cdiv(width, _COLUMNS))](
             pairs, routes.weights, out, rows, top_k, width, out.stride(0), _COLUMNS, **self._early
         )
+
+    def of_heads(self, bank: CudaBank, x: CudaActivation, out: Tensor, rows: Tensor, n: int) -> None:
+        """ops.heads_linear."""
+        many = self._dtype != torch.float32 and n >= 64
+        m_block, n_block, k_block = _MANY if many else _FEW
+        width = bank.out_features // bank.num_experts
+        heads_kernel[(triton.cdiv(n, m_block), triton.cdiv(width, n_block), bank.num_experts)](
+            x.data, bank.data, out, rows, width, bank.in_features, x.data.stride(0), out.stride(0), m_block, n_block, k_block,
+            num_warps=4, **self._early,
+        )  # fmt: skip
 
     def _launch(
         self, bank: CudaBank, x: Tensor, out: Tensor, routes: Routes, rows: Tensor, n: int, bias: Tensor | None,

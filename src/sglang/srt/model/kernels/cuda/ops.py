@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.errors import ConfigError
+from sglang.srt.model.kernels.cuda import streams
 from sglang.srt.model.kernels.cuda import weights as cuda_weights
 from sglang.srt.model.kernels.cuda.attention import PARTIAL_BYTES, PagedAttention
 from sglang.srt.model.kernels.cuda.experts import CudaBank, Experts, pack_bank
@@ -31,6 +32,8 @@ from sglang.srt.model.kernels.cuda.linear import Products
 from sglang.srt.model.kernels.cuda.logits import Logits
 from sglang.srt.model.kernels.cuda.low_rank import CudaAdapterBank, LowRankSums
 from sglang.srt.model.kernels.cuda.memory import DeviceFetch, DeviceInputs, DeviceTable, upload
+from sglang.srt.model.kernels.cuda.pool_copies import CudaRuns
+from sglang.srt.model.kernels.cuda.states import CudaStates
 from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaKV, CudaWeight
 from sglang.srt.model.kernels.low_rank import LowRank, RowAdapters
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing, StepShape
@@ -75,7 +78,7 @@ def create_cuda_ops(
     return CudaOps(device, dtype, kv_cache_dtype, deterministic)
 
 
-class CudaOps:
+class CudaOps(CudaStates):
     """The op set of one GPU. See ops.Ops for what each op does; made by `create_cuda_ops`."""
 
     limits = KernelLimits(max_head_dim=512, max_group=256, max_width=1 << 20)
@@ -164,8 +167,8 @@ class CudaOps:
     def sync_table(self, table: Tensor, host: Int32, rows: Int32, lengths: Int32) -> None:
         self._tables[table.data_ptr()].sync(host, rows, lengths)
 
-    def write(self, out: Tensor, host: npt.NDArray[Any]) -> None:
-        out[: len(host)].copy_(upload(host, self.device))
+    def write(self, out: Tensor, x: Tensor | npt.NDArray[Any]) -> None:
+        out[: len(x)].copy_(x if isinstance(x, torch.Tensor) else upload(x, self.device))
 
     def fetch(self, x: Tensor) -> DeviceFetch:
         return DeviceFetch(x)
@@ -211,20 +214,20 @@ class CudaOps:
     def place_adapter(self, bank: Any, slot: int, packed: Any) -> None:
         bank.place(slot, packed)
 
-    def activation(self, max_rows: int, readers: Sequence[Weight]) -> CudaActivation:
+    def activation(self, max_rows: int, readers: Sequence[Weight], num_heads: int = 1) -> CudaActivation:
         widths = {reader.in_features for reader in readers}
         if len(widths) != 1:
             raise ValueError(f"readers of one activation must have one width, got {sorted(widths)}")
-        return CudaActivation(max_rows, widths.pop(), self.dtype, self.device)
+        return CudaActivation(max_rows, widths.pop() * num_heads, self.dtype, self.device)
 
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
-        return [CudaKV(num_slots, num_kv_heads, head_dim, self.kv_dtype, self.device) for _ in range(num_layers)]
+        return cuda_weights.kv_layers((num_layers, 2, num_kv_heads, num_slots, head_dim), self.kv_dtype, self.device)
 
     def touch_kv(self, layers: Sequence[CudaKV], start: int, end: int) -> None:
         """Device memory is there from the beginning."""
 
-    def kv_runs(self, layers: Sequence[CudaKV]) -> None:
-        """Not this process's memory."""
+    def kv_runs(self, layers: Sequence[CudaKV]) -> CudaRuns:
+        return CudaRuns(layers[0].pool, self.slot_run)
 
     def packed_bits(self, format_name: str) -> float:
         return cuda_weights.packed_bits(format_name, self.dtype)
@@ -292,9 +295,11 @@ class CudaOps:
         if n and not self._products.gated(weight, x, out.data[:n], rows, gate, in_two):
             in_two(rows)
 
-    def route(self, logits: Tensor, routes: Routes, rows: Tensor, *, how: Routing, bias: Tensor | None = None) -> None:
+    def route(
+        self, logits: Tensor, routes: Routes, rows: Tensor, *, how: Routing, bias: Tensor | None = None, scales: Tensor | None = None
+    ) -> None:  # fmt: skip
         if n := self._most(rows, logits, routes.ids):
-            self._experts.route(logits, routes, rows, n, how, bias)
+            self._experts.route(logits, routes, rows, n, how, bias, scales)
 
     def gated_experts(
         self,
@@ -315,6 +320,10 @@ class CudaOps:
     ) -> None:
         if n := self._most(rows, out, routes.ids):
             self._experts.linear(bank, x, out, routes, rows, n, bias)
+
+    def heads_linear(self, bank: Any, x: Activation, out: Tensor, rows: Tensor) -> None:
+        if n := self._most(rows, out, x.data):
+            self._experts.of_heads(bank, x, out, rows, n)
 
     def low_rank(self, bank: Any, x: Activation, out: Tensor, adapters: RowAdapters) -> None:
         self._low_rank.add(bank, x.data, out, adapters, self._most(adapters.num_tiles, adapters.slots))
@@ -356,15 +365,17 @@ class CudaOps:
         eps: float = 0.0,
         norm_last: bool = False,
         q_growth: Tensor | None = None,
+        q_only: bool = False,
     ) -> None:
         n, pairs, heads = self._most(rows, qkv, positions, slots), cos.shape[1], 4
+        num_kv = 0 if q_only else kv.num_kv_heads
         if n == 0:
             return
         rest = kv.head_dim - 2 * pairs
         weights = (q_norm, k_norm) if q_norm is not None and k_norm is not None else (cos, cos)
-        rope_store_kernel[(n, triton.cdiv(num_heads + 2 * kv.num_kv_heads, heads))](
+        rope_store_kernel[(n, triton.cdiv(num_heads + 2 * num_kv, heads))](
             qkv, kv.k, kv.v, positions, slots, rows, cos, sin, *weights, cos if q_growth is None else q_growth,
-            qkv.stride(0), cos.stride(0), kv.k.stride(0), num_heads, kv.num_kv_heads, kv.head_dim, pairs, q_scale, eps,
+            qkv.stride(0), cos.stride(0), kv.k.stride(0), num_heads, num_kv, kv.head_dim, pairs, q_scale, eps,
             q_norm is not None and k_norm is not None, norm_last, q_growth is not None, heads, power_of_two(pairs), power_of_two(rest) if rest else 0, **self._early,
         )  # fmt: skip
 
@@ -389,6 +400,15 @@ class CudaOps:
         n, width = self._most(rows, x), x.shape[1]
         if n:
             row_kernels.soft_cap_kernel[(n, triton.cdiv(width, _COLUMNS))](x, rows, width, x.stride(0), cap, _COLUMNS)
+
+    def scale(self, x: Tensor, rows: Tensor, *, by: float) -> None:
+        streams.scale(x, rows, self._most(rows, x), by)
+
+    def match_rms(self, x: Tensor, like: Tensor, rows: Tensor) -> None:
+        streams.match_rms(x, like, rows, self._most(rows, x, like))
+
+    def sparsify(self, x: Tensor, rows: Tensor, *, deviations: float) -> None:
+        streams.sparsify(x, rows, self._most(rows, x), deviations)
 
     # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Tensor, source: Tensor, index: Tensor, rows: Tensor, *, add: bool = False) -> None:
@@ -438,7 +458,7 @@ class CudaOps:
         n, width = self._most(rows, out, index), x.shape[1]
         if n:
             row_kernels.blend_kernel[(n, triton.cdiv(width, _COLUMNS))](
-                x, index, weight, out, rows, index.shape[1], width, x.stride(0), out.stride(0), _COLUMNS
+                x, index, weight, out, rows, index.shape[1], width, x.stride(0), weight.stride(0), out.stride(0), _COLUMNS
             )
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, *, num_heads: int, head_dim: int) -> None:

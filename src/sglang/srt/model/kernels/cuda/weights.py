@@ -83,13 +83,19 @@ class CudaActivation:
 
 
 class CudaKV:
-    """One layer's K and V, [num_kv_heads, num_slots, head_dim]: a run of slots of one head is one piece of memory."""
+    """One layer's K and V, [num_kv_heads, num_slots, head_dim]: a run of slots of one head is one piece of memory. `pool`: of all
+    layers, [num_layers, 2, num_kv_heads, num_slots, head_dim]."""
 
-    def __init__(self, num_slots: int, num_kv_heads: int, head_dim: int, dtype: Any, device: Any) -> None:
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
-        self.k = torch.zeros((num_kv_heads, num_slots, head_dim), dtype=dtype, device=device)
-        self.v = torch.zeros_like(self.k)
+    def __init__(self, pool: Any, layer: int) -> None:
+        self.pool = pool
+        self.num_kv_heads, self.head_dim = pool.shape[2], pool.shape[4]
+        self.k, self.v = pool[layer]
+
+
+def kv_layers(shape: tuple[int, ...], dtype: Any, device: Any) -> list[CudaKV]:
+    """The pool of so many layers, together: a run of slots of all of them is one copy."""
+    pool = torch.zeros(shape, dtype=dtype, device=device)
+    return [CudaKV(pool, i) for i in range(shape[0])]
 
 
 def form_of(part: HostTensor, float8: bool) -> tuple[str, int, bool]:

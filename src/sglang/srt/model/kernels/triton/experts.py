@@ -18,9 +18,9 @@ from sglang.srt.model.kernels.triton.common import activation, dot_add, round_to
 
 @triton.jit
 def route_kernel(
-    logits, bias, ids, weights, keys, rows, num_experts, stride, scale,
-    TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORMALISE: tl.constexpr, HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr,
-    TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr,
+    logits, bias, scales, ids, weights, keys, rows, num_experts, stride, scale,
+    TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORMALISE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr,
+    GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """A row's experts and weights, and its ids once more as keys to sort by: num_experts for rows beyond the count."""
     row = tl.program_id(0).to(tl.int64)
@@ -70,9 +70,12 @@ def route_kernel(
         if SIGMOID:
             total += 1e-20
         picked /= total
+    picked *= scale
+    if HAS_SCALES:
+        picked *= tl.load(scales + chosen, mask=k_at < TOP_K, other=0.0)
     tl.store(ids + row * TOP_K + k_at, chosen, mask=k_at < TOP_K)
     tl.store(keys + row * TOP_K + k_at, chosen, mask=k_at < TOP_K)
-    tl.store(weights + row * TOP_K + k_at, picked * scale, mask=k_at < TOP_K)
+    tl.store(weights + row * TOP_K + k_at, picked, mask=k_at < TOP_K)
 
 
 @triton.jit
@@ -165,6 +168,30 @@ def experts_kernel(
     if GATED:
         acc = _gated(round_to(acc, out.dtype.element_ty).to(tl.float32), round_to(up, out.dtype.element_ty).to(tl.float32), FN)
     out_at = out + target.to(tl.int64)[:, None] * out_stride + n_at[None, :]
+    tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in[:, None] & n_in[None, :])
+
+
+@triton.jit
+def heads_kernel(
+    x, w, out, rows, n, k, x_stride, out_stride, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """ops.heads_linear. w: [heads * n, k]. Grid: (tiles of rows, blocks of n, heads)."""
+    wait_for_inputs()
+    m_at, n_at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head, k_at = tl.program_id(2).to(tl.int64), tl.arange(0, BLOCK_K)
+    m_in, n_in = m_at < tl.load(rows), n_at < n
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, k, BLOCK_K):
+        inside = start + k_at < k
+        a = tl.load(
+            x + m_at.to(tl.int64)[:, None] * x_stride + head * k + (start + k_at)[None, :],
+            mask=m_in[:, None] & inside[None, :], other=0.0,
+        )  # fmt: skip
+        b = tl.load(
+            w + (head * n + n_at)[None, :] * k + (start + k_at)[:, None], mask=inside[:, None] & n_in[None, :], other=0.0
+        )
+        acc = dot_add(a, round_to(b, x.dtype.element_ty), acc)
+    out_at = out + m_at.to(tl.int64)[:, None] * out_stride + head * n + n_at[None, :]
     tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in[:, None] & n_in[None, :])
 
 

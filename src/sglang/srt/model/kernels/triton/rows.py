@@ -122,7 +122,7 @@ def overlay_kernel(
 
 
 @triton.jit
-def blend_kernel(x, index, weight, out, rows, k, width, x_stride, out_stride, BLOCK: tl.constexpr):
+def blend_kernel(x, index, weight, out, rows, k, width, x_stride, weight_stride, out_stride, BLOCK: tl.constexpr):
     """ops.blend_rows."""
     row = tl.program_id(0).to(tl.int64)
     if row >= tl.load(rows):
@@ -133,7 +133,7 @@ def blend_kernel(x, index, weight, out, rows, k, width, x_stride, out_stride, BL
     for j in range(k):
         taken = tl.load(index + row * k + j).to(tl.int64)
         values = tl.load(x + taken * x_stride + at, mask=inside, other=0.0).to(tl.float32)
-        total += tl.load(weight + row * k + j) * values
+        total += tl.load(weight + row * weight_stride + j).to(tl.float32) * values
     tl.store(out + row * out_stride + at, round_to(total, out.dtype.element_ty), mask=inside)
 
 

@@ -6,7 +6,7 @@ Every op computes each row alone, or with the rows of its own segment, so result
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -96,6 +96,7 @@ class Dense:
         self.linear = Linear(ops, source, outputs, in_features, bias)
         self.input = ops.activation(BLOCK, self.linear.weights)
         self.width = sum(outputs.values())
+        self.in_features: int = self.linear.weights[0].in_features
 
     @property
     def weights(self) -> list[Weight]:
@@ -111,13 +112,35 @@ class Dense:
         self(out, rows)
 
 
+class WiderSource:
+    """A source in which matrices have rows of zeros below, and biases zeros behind: `rows` in all of those that are named."""
+
+    def __init__(self, source: WeightSource, names: Collection[str], rows: int) -> None:
+        self._source, self._names, self._rows = source, names, rows
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
+        if name.removesuffix(".weight") not in self._names:
+            return self._source.tensor(name, shape)
+        found = self._source.tensor(name)
+        return found if found.shape[0] == self._rows else found.with_zero_rows(self._rows)
+
+    def has(self, name: str) -> bool:
+        return self._source.has(name)
+
+    def vector(self, name: str) -> Float32:
+        found = self._source.vector(name)
+        return np.pad(found, (0, self._rows - len(found))) if name.removesuffix(".bias") in self._names else found
+
+
 class PlainMLP:
-    """second @ fn(first @ x)."""
+    """second @ fn(first @ x). What `second` reads may be wider than the model says (quantised rows are cut into groups): the values
+    there are fn(0), which matrices of zeros multiply, and make no scale larger."""
 
     def __init__(self, ops: Ops, source: WeightSource, first: str, second: str, width: int, inner: int, fn: Activator) -> None:
         self.ops, self.fn = ops, fn
-        self.first = Dense(ops, source, {first: inner}, width)
         self.second = Dense(ops, source, {second: width}, inner)
+        inner = self.second.in_features
+        self.first = Dense(ops, WiderSource(source, [first], inner), {first: inner}, width)
         self.middle = ops.empty((BLOCK, inner))
 
     @property
@@ -138,12 +161,13 @@ class GatedMLP:
     """down @ (fn(gate @ x) * (up @ x)), with biases."""
 
     def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: VisionConfig) -> None:
-        self.ops, self.inner = ops, config.intermediate_size
+        self.ops = ops
         assert config.activation != "quick_gelu"
         self.fn = config.activation
+        self.down = Dense(ops, source, {f"{prefix}.down_proj": config.hidden_size}, config.intermediate_size)
+        self.inner = self.down.in_features  # as in PlainMLP
         outputs = {f"{prefix}.gate_proj": self.inner, f"{prefix}.up_proj": self.inner}
-        self.both = Dense(ops, source, outputs, config.hidden_size)
-        self.down = Dense(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.inner)
+        self.both = Dense(ops, WiderSource(source, list(outputs), self.inner), outputs, config.hidden_size)
         self.middle = ops.empty((BLOCK, 2 * self.inner))
 
     @property

@@ -34,7 +34,7 @@ from sglang.srt.model.models.vision.layers import (
     make_rows,
     pixels_of,
 )
-from sglang.srt.model.quant.formats import HostTensor
+from sglang.srt.model.quant.formats import HostTensor, dense
 
 
 class SiglipTower:
@@ -239,6 +239,8 @@ class GemmaVision:
 
 
 def _transposed(tensor: HostTensor) -> HostTensor:
+    if not tensor.is_dense:  # blocks go along rows
+        return dense(tensor.name, tensor.dequantise().T)
     data = np.ascontiguousarray(tensor.data.T)
     return replace(tensor, shape=data.shape, data=data)
 

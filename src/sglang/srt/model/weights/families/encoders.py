@@ -313,10 +313,15 @@ def read_encoder_config(folder: Path, overrides: Mapping[str, Any]) -> EncoderCo
     """Raises ModelError for a config that is damaged or asks for what is not done here."""
     found = find_encoder(folder)
     assert found is not None
-    family, class_name = found
-    fields = Fields(
-        read_json(folder / "config.json"), folder / "config.json", family.defaults, overrides, spelled=family.spelled
-    )
+    path = folder / "config.json"
+    return parse_encoder_config(read_json(path), path, *found, overrides)
+
+
+def parse_encoder_config(
+    raw: Mapping[str, Any], source: Path, family: EncoderFamily, class_name: str, overrides: Mapping[str, Any]
+) -> EncoderConfig:
+    """A config.json's content as an EncoderConfig; `source` is named in errors."""
+    fields = Fields(raw, source, family.defaults, overrides, spelled=family.spelled)
     fields.read.update(("architectures", "model_type"))
     for name, known in family.only.items():
         value = fields.raw.get(name)

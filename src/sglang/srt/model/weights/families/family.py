@@ -55,6 +55,10 @@ class Family:
     finish: Finish = unchanged
     """reads what only this family has"""
     bare_name: str = ""
+    whole_name: str = field(default="", kw_only=True)
+    """its class with encoders of images or sound, of which only the decoder is read"""
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda raw: {}, kw_only=True)
+    """fields that others of its config.json say"""
     shape: Mapping[str, Any] = field(default_factory=dict)
     """fields of ModelConfig that are the same for all models of the family"""
     layout: TensorLayout = PLAIN_LAYOUT
@@ -64,6 +68,8 @@ class Family:
     """its feed-forward layer has no gate"""
     mlp_width: int = 0
     """intermediate_size is so many times hidden_size where config.json does not say; 0: it must"""
+    width_per_layer: bool = False
+    """intermediate_size may be a list"""
     gguf: GGUFForm | None = None
 
     @property

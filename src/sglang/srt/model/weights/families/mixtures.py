@@ -40,7 +40,7 @@ def with_experts(
     config: ModelConfig,
     routing: Routing,
     is_sparse: Callable[[int], bool] = lambda layer: True,
-    shared_width: int = 0,
+    shared: int = 0,
     **more: Any,
 ) -> ModelConfig:
     """Sets the experts, on the layers of `mlp_layer_types` if given, else on those that `is_sparse` says."""
@@ -62,7 +62,7 @@ def with_experts(
             "num_experts",
             f"({count}) makes {count * sum(layers)} experts in {sum(layers)} layers, and {MAX_ALL_EXPERTS} are the most",
         )
-    return replace(config, experts=ExpertsConfig(count, top_k, width, layers, routing, shared_width=shared_width, **more))
+    return replace(config, experts=ExpertsConfig(count, top_k, width, layers, routing, shared_width=shared, **more))
 
 
 def _sparse_layers(fields: Fields, num_layers: int, is_sparse: Callable[[int], bool]) -> tuple[bool, ...]:
@@ -74,7 +74,7 @@ def _sparse_layers(fields: Fields, num_layers: int, is_sparse: Callable[[int], b
     return tuple(kind == "sparse" for kind in kinds[:num_layers])
 
 
-def _shared_width(fields: Fields, width: int, default: int = 1) -> int:
+def shared_width(fields: Fields, width: int, default: int = 1) -> int:
     """Of so many shared experts of an expert's width, which are one layer."""
     if fields.get("shared_expert_intermediate_size") is not None:
         return fields.count("shared_expert_intermediate_size")
@@ -84,7 +84,7 @@ def _shared_width(fields: Fields, width: int, default: int = 1) -> int:
     return fields.count("n_shared_experts", default, most=MAX_EXPERTS) * width
 
 
-def _groups(fields: Fields, routing: Routing) -> Routing:
+def read_groups(fields: Fields, routing: Routing) -> Routing:
     groups, top = fields.count("n_group", 1, most=MAX_EXPERTS), fields.count("topk_group", 1, most=MAX_EXPERTS)
     if top > groups:
         raise fields.bad("topk_group", f"must be at most n_group ({groups}), got {top}")
@@ -92,7 +92,7 @@ def _groups(fields: Fields, routing: Routing) -> Routing:
     return replace(routing, num_groups=groups, top_groups=top, scale=scale)
 
 
-def _qwen_layers(fields: Fields) -> Callable[[int], bool]:
+def read_qwen_layers(fields: Fields) -> Callable[[int], bool]:
     step, dense = fields.count("decoder_sparse_step", 1, most=MAX_LAYERS), fields.get("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(i) is not int or not 0 <= i < MAX_LAYERS for i in dense):
         raise fields.bad("mlp_only_layers", f"must list layers, got {shown(dense)}")
@@ -104,7 +104,7 @@ def _qwen3_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     config = replace(config, attention_bias=bias, output_bias=bias)
     config = every_layer_windowed(fields, config) if fields.flag("use_sliding_window") else without_window(fields, config)
     routing = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob"))
-    return with_experts(fields, config, routing, _qwen_layers(fields))
+    return with_experts(fields, config, routing, read_qwen_layers(fields))
 
 
 def _qwen2_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -115,7 +115,7 @@ def _qwen2_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     else:
         config = without_window(fields, config)
     routing, shared = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob")), fields.count("shared_expert_intermediate_size")
-    return with_experts(fields, config, routing, _qwen_layers(fields), shared, shared_gate=True)
+    return with_experts(fields, config, routing, read_qwen_layers(fields), shared, shared_gate=True)
 
 
 def _mixtral(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -134,10 +134,10 @@ def _granite_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     """The softmax is of the chosen alone, which is the same as to divide by their sum."""
     number = fields.get("shared_expert_intermediate_size")
     shared = fields.count("shared_expert_intermediate_size") if number else 0
-    return with_experts(fields, rms.read_granite(fields, config), SOFTMAX, shared_width=shared)
+    return with_experts(fields, rms.read_granite(fields, config), SOFTMAX, shared=shared)
 
 
-def _first_dense(fields: Fields, default: int) -> Callable[[int], bool]:
+def first_dense(fields: Fields, default: int) -> Callable[[int], bool]:
     """So many layers at the beginning have no experts."""
     dense = fields.get("first_k_dense_replace", default)
     if type(dense) is not int or not 0 <= dense <= MAX_LAYERS:
@@ -148,9 +148,9 @@ def _first_dense(fields: Fields, default: int) -> Callable[[int], bool]:
 def _glm4_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     qk_norm: Any = "head" if fields.flag("use_qk_norm") else ""
     config = replace(config, attention_bias=fields.flag("attention_bias"), qk_norm=qk_norm)
-    routing = replace(_groups(fields, SIGMOID), normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(read_groups(fields, SIGMOID), normalise=fields.flag("norm_topk_prob", True))
     width = fields.count("moe_intermediate_size")
-    return with_experts(fields, config, routing, _first_dense(fields, 1), _shared_width(fields, width), choice_bias=True)
+    return with_experts(fields, config, routing, first_dense(fields, 1), shared_width(fields, width), choice_bias=True)
 
 
 def _ernie_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -166,7 +166,7 @@ def _ernie_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     width = fields.count("moe_intermediate_size")
     return with_experts(
         fields, config, SOFTMAX, lambda layer: (layer + 1) % every == 0 and first <= layer <= until,
-        _shared_width(fields, width, 2), choice_bias=True,
+        shared_width(fields, width, 2), choice_bias=True,
     )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def _hunyuan_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
         fields.settle(name)
     config = rms.read_hunyuan(fields, config)
     width = fields.count("moe_intermediate_size", config.intermediate_size)
-    return with_experts(fields, config, SOFTMAX, shared_width=_shared_width(fields, width))
+    return with_experts(fields, config, SOFTMAX, shared=shared_width(fields, width))
 
 
 def _bailing(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -184,18 +184,18 @@ def _bailing(fields: Fields, config: ModelConfig) -> ModelConfig:
         raise fields.bad("norm_head", "asks for a head of rows of length 1, which is not supported")
     config = replace(config, attention_bias=fields.flag("use_qkv_bias"), output_bias=fields.flag("use_bias"))
     routing = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob", True))
-    shared = _shared_width(fields, fields.count("moe_intermediate_size"), 0)
-    return with_experts(fields, config, routing, _first_dense(fields, 0), shared)
+    shared = shared_width(fields, fields.count("moe_intermediate_size"), 0)
+    return with_experts(fields, config, routing, first_dense(fields, 0), shared)
 
 
 def _bailing2(fields: Fields, config: ModelConfig) -> ModelConfig:
     qk_norm: Any = "head" if fields.flag("use_qk_norm", True) else ""
     config = replace(config, attention_bias=fields.flag("use_qkv_bias"), output_bias=fields.flag("use_bias"), qk_norm=qk_norm)
     base = fields.choice("score_function", {"sigmoid": SIGMOID, "softmax": SOFTMAX}, "sigmoid")
-    routing = replace(_groups(fields, base), normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(read_groups(fields, base), normalise=fields.flag("norm_topk_prob", True))
     corrected = fields.flag("moe_router_enable_expert_bias", True)
-    shared = _shared_width(fields, fields.count("moe_intermediate_size"), 0)
-    return with_experts(fields, config, routing, _first_dense(fields, 0), shared, choice_bias=corrected)
+    shared = shared_width(fields, fields.count("moe_intermediate_size"), 0)
+    return with_experts(fields, config, routing, first_dense(fields, 0), shared, choice_bias=corrected)
 
 
 def _gpt_oss(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -285,9 +285,9 @@ _GPT_OSS = {
 _BAILING = {**_LLAMA, "rms_norm_eps": 1e-5, "max_position_embeddings": 16384, "rope_theta": 600_000.0}
 _BAILING2 = {**_BAILING, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "partial_rotary_factor": 0.5}
 
-_V5_BANKS = {"mlp.experts.gate_up_proj": ("gate_proj", "up_proj"), "mlp.experts.down_proj": ("down_proj",)}
+V5_BANKS = {"mlp.experts.gate_up_proj": ("gate_proj", "up_proj"), "mlp.experts.down_proj": ("down_proj",)}
 """transformers' own form, of all experts in one tensor"""
-_OSS_BIASES = {f"{name}_bias": modules for name, modules in _V5_BANKS.items()}
+_OSS_BIASES = {f"{name}_bias": modules for name, modules in V5_BANKS.items()}
 _LOCAL = {"num_experts": "num_local_experts"}
 _SHARED_EXPERT = {f"mlp.shared_expert.{x}_proj": f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")}
 _SHARED_MLP = {f"mlp.shared_mlp.{x}_proj": f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")}
@@ -295,13 +295,13 @@ _MIXTRAL_NAMES: dict[str, str | tuple[str, ...]] = {
     "block_sparse_moe.gate": "mlp.gate",
     **{f"block_sparse_moe.experts.*.{w}": f"mlp.experts.*.{x}_proj" for w, x in (("w1", "gate"), ("w3", "up"), ("w2", "down"))},
 }
-_GRANITE_NAMES: dict[str, str | tuple[str, ...]] = {
+GRANITE_NAMES: dict[str, str | tuple[str, ...]] = {
     "block_sparse_moe.router.layer": "mlp.gate",
     "block_sparse_moe.router": "mlp.gate",
     "shared_mlp.input_linear": ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
     "shared_mlp.output_linear": "mlp.shared_experts.down_proj",
 }
-_GRANITE_BANKS = {
+GRANITE_BANKS = {
     "block_sparse_moe.input_linear.weight": ("gate_proj", "up_proj"),
     "block_sparse_moe.output_linear.weight": ("down_proj",),
     "block_sparse_moe.experts.gate_up_proj": ("gate_proj", "up_proj"),
@@ -321,41 +321,43 @@ _ERNIE_SPELLED = {
 }
 _HUNYUAN_SPELLED = {"num_experts_per_tok": "moe_topk", "n_shared_experts": "num_shared_expert"}
 _GLM_SPELLED = {"num_experts": "n_routed_experts"}
-_GRANITE_SPELLED = {**_LOCAL, "shared_expert_intermediate_size": "shared_intermediate_size"}
+GRANITE_SPELLED = {**_LOCAL, "shared_expert_intermediate_size": "shared_intermediate_size"}
 
 
-def _layout(modules: dict[str, Any] | None = None, banks: dict[str, tuple[str, ...]] = _V5_BANKS, **more: Any) -> TensorLayout:
+def expert_layout(
+    modules: dict[str, Any] | None = None, banks: dict[str, tuple[str, ...]] = V5_BANKS, **more: Any
+) -> TensorLayout:
     return TensorLayout(modules=modules or {}, banks=banks, **more)
 
 
 EXPERT_FAMILIES = (
-    Family("qwen3_moe", "Qwen3MoeForCausalLM", "qwen3_moe", _QWEN3_MOE, _qwen3_moe, "Qwen3MoeModel", {"qk_norm": "head"}, _layout(),
+    Family("qwen3_moe", "Qwen3MoeForCausalLM", "qwen3_moe", _QWEN3_MOE, _qwen3_moe, "Qwen3MoeModel", {"qk_norm": "head"}, expert_layout(),
            _LOCAL, gguf=GGUFForm("qwen3moe")),
-    Family("qwen2_moe", "Qwen2MoeForCausalLM", "qwen2_moe", _QWEN2_MOE, _qwen2_moe, "Qwen2MoeModel", layout=_layout(_SHARED_EXPERT),
+    Family("qwen2_moe", "Qwen2MoeForCausalLM", "qwen2_moe", _QWEN2_MOE, _qwen2_moe, "Qwen2MoeModel", layout=expert_layout(_SHARED_EXPERT),
            spelled=_LOCAL, gguf=GGUFForm("qwen2moe")),
-    Family("mixtral", "MixtralForCausalLM", "mixtral", _MIXTRAL, _mixtral, "MixtralModel", layout=_layout(_MIXTRAL_NAMES),
+    Family("mixtral", "MixtralForCausalLM", "mixtral", _MIXTRAL, _mixtral, "MixtralModel", layout=expert_layout(_MIXTRAL_NAMES),
            spelled=_LOCAL),
-    Family("olmoe", "OlmoeForCausalLM", "olmoe", _OLMOE, _olmoe, "OlmoeModel", {"qk_norm": "whole"}, _layout(), _LOCAL,
+    Family("olmoe", "OlmoeForCausalLM", "olmoe", _OLMOE, _olmoe, "OlmoeModel", {"qk_norm": "whole"}, expert_layout(), _LOCAL,
            gguf=GGUFForm("olmoe")),
     Family("granite_moe", "GraniteMoeForCausalLM", "granitemoe", _GRANITE_MOE, _granite_moe, "GraniteMoeModel",
-           layout=_layout(_GRANITE_NAMES, _GRANITE_BANKS), spelled=_GRANITE_SPELLED, gguf=GGUFForm("granitemoe", interleaved=True)),
+           layout=expert_layout(GRANITE_NAMES, GRANITE_BANKS), spelled=GRANITE_SPELLED, gguf=GGUFForm("granitemoe", interleaved=True)),
     Family("granite_moe", "GraniteMoeSharedForCausalLM", "granitemoeshared", _GRANITE_MOE, _granite_moe, "GraniteMoeSharedModel",
-           layout=_layout(_GRANITE_NAMES, _GRANITE_BANKS), spelled=_GRANITE_SPELLED),
-    Family("glm4_moe", "Glm4MoeForCausalLM", "glm4_moe", _GLM4_MOE, _glm4_moe, "Glm4MoeModel", layout=_layout(), spelled=_GLM_SPELLED,
+           layout=expert_layout(GRANITE_NAMES, GRANITE_BANKS), spelled=GRANITE_SPELLED),
+    Family("glm4_moe", "Glm4MoeForCausalLM", "glm4_moe", _GLM4_MOE, _glm4_moe, "Glm4MoeModel", layout=expert_layout(), spelled=_GLM_SPELLED,
            gguf=GGUFForm("glm4moe")),
     Family("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", "ernie4_5_moe", _ERNIE_MOE, _ernie_moe, "Ernie4_5_MoeModel",
-           layout=_layout({"mlp.moe_statics": "mlp.gate", "mlp.gate.moe_statics": "mlp.gate"}, interleaved=True),
+           layout=expert_layout({"mlp.moe_statics": "mlp.gate", "mlp.gate.moe_statics": "mlp.gate"}, interleaved=True),
            spelled=_ERNIE_SPELLED, gguf=GGUFForm("ernie4_5-moe", interleaved=True)),
     Family("hunyuan_moe", "HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", _HUNYUAN_MOE, _hunyuan_moe, "HunYuanMoEV1Model",
-           {"qk_norm": "rotated"}, _layout({**rms.HUNYUAN_NAMES, **_SHARED_MLP, "mlp.gate.wg": "mlp.gate"}), _HUNYUAN_SPELLED,
+           {"qk_norm": "rotated"}, expert_layout({**rms.HUNYUAN_NAMES, **_SHARED_MLP, "mlp.gate.wg": "mlp.gate"}), _HUNYUAN_SPELLED,
            gguf=GGUFForm("hunyuan-moe")),
     Family("gpt_oss", "GptOssForCausalLM", "gpt_oss", _GPT_OSS, _gpt_oss, "GptOssModel", {"attention_sinks": True},
-           _layout({"mlp.router": "mlp.gate"}, {**_V5_BANKS, **_OSS_BIASES}, turned_banks=True, alternating_banks=True), _LOCAL,
+           expert_layout({"mlp.router": "mlp.gate"}, {**V5_BANKS, **_OSS_BIASES}, turned_banks=True, alternating_banks=True), _LOCAL,
            gguf=GGUFForm("gpt-oss")),
     Family("bailing_moe", "BailingMoeForCausalLM", "bailing_moe", _BAILING, _bailing, "BailingMoeModel",
-           layout=_layout(_BAILING_NAMES, whole=_BAILING_WHOLE), spelled={"n_shared_experts": "num_shared_experts"},
+           layout=expert_layout(_BAILING_NAMES, whole=_BAILING_WHOLE), spelled={"n_shared_experts": "num_shared_experts"},
            gguf=GGUFForm("bailingmoe")),
     Family("bailing_moe", "BailingMoeV2ForCausalLM", "bailing_moe_v2", _BAILING2, _bailing2, "BailingMoeV2Model",
-           layout=_layout(_BAILING_NAMES, whole=_BAILING_WHOLE, tensors={"mlp.gate.expert_bias": "mlp.gate.e_score_correction_bias"}),
+           layout=expert_layout(_BAILING_NAMES, whole=_BAILING_WHOLE, tensors={"mlp.gate.expert_bias": "mlp.gate.e_score_correction_bias"}),
            spelled={"n_shared_experts": "num_shared_experts"}, gguf=GGUFForm("bailingmoe2")),
 )  # fmt: skip

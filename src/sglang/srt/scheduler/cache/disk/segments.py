@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.checkpoint.cache_folder import open_regular
 from sglang.srt.scheduler.cache.disk.records import HEADER_BYTES, Entry, RecordFormat
 
 
@@ -27,18 +28,18 @@ class Segment:
         self.number = number
         self.index_path = folder / f"{number}.idx"
         self.payload_path = folder / f"{number}.kv"
-        self._form = form
+        self.form = form
         self.num_entries = 0
         """records, damaged ones counted in"""
         self.used_at = 0.0
 
     @property
     def num_bytes(self) -> int:
-        return HEADER_BYTES + self.num_entries * (self._form.entry_bytes + self._form.payload_bytes)
+        return HEADER_BYTES + self.num_entries * (self.form.entry_bytes + self.form.payload_bytes)
 
     def create(self) -> None:
         """Empty files, for their owner alone."""
-        for path, data in ((self.payload_path, b""), (self.index_path, self._form.header())):
+        for path, data in ((self.payload_path, b""), (self.index_path, self.form.header())):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(fd, "wb", buffering=0) as file:
                 file.write(data)
@@ -46,30 +47,34 @@ class Segment:
     def new_entries(self) -> Iterator[tuple[int, Entry | None]]:
         """Entries that were not there at the last look, with their places; None for a damaged one. Raises ValueError for
         files that are no segment of this format."""
-        form = self._form
-        with self.index_path.open("rb") as file:
+        form = self.form
+        with open(open_regular(self.index_path), "rb") as file:
             self.used_at = max(self.used_at, os.fstat(file.fileno()).st_mtime)
             if file.read(HEADER_BYTES) != form.header():
                 raise ValueError(f"{self.index_path} is damaged, or of another format")
             file.seek(HEADER_BYTES + self.num_entries * form.entry_bytes)
-            room = self.payload_path.stat().st_size // form.payload_bytes
+            room = self.payload_path.lstat().st_size // form.payload_bytes
             while self.num_entries < room and len(data := file.read(form.entry_bytes)) == form.entry_bytes:
                 self.num_entries += 1
                 yield self.num_entries - 1, form.decode(data)
 
     def cut(self) -> None:
         """Removes what follows the last whole record."""
-        os.truncate(self.index_path, HEADER_BYTES + self.num_entries * self._form.entry_bytes)
-        os.truncate(self.payload_path, self.num_entries * self._form.payload_bytes)
+        for path, size in (
+            (self.index_path, HEADER_BYTES + self.num_entries * self.form.entry_bytes),
+            (self.payload_path, self.num_entries * self.form.payload_bytes),
+        ):
+            with open(open_regular(path, os.O_RDWR), "r+b", buffering=0) as file:
+                file.truncate(size)
 
     def append(self, entry: Entry, payload: npt.NDArray[np.uint8]) -> None:
         """Writes the record `num_entries`. Raises OSError, and then nothing has been added."""
-        form, at = self._form, self.num_entries
+        form, at = self.form, self.num_entries
         for path, data, start in (
             (self.payload_path, payload.data, at * form.payload_bytes),
             (self.index_path, memoryview(form.encode(entry)), HEADER_BYTES + at * form.entry_bytes),
         ):
-            with path.open("r+b", buffering=0) as file:
+            with open(open_regular(path, os.O_RDWR), "r+b", buffering=0) as file:
                 done = 0
                 while done < len(data):
                     done += os.pwrite(file.fileno(), data[done:], start + done)
@@ -98,7 +103,7 @@ class PayloadReader:
         """Fills `out` with payload `at`. False if the file ends before that. Raises OSError."""
         if self._segment is not segment:
             self.close()
-            self._fd = os.open(segment.payload_path, os.O_RDONLY)
+            self._fd = open_regular(segment.payload_path)
             self._segment = segment
         view, done = out.data, 0
         while done < len(out):

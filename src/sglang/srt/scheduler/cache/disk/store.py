@@ -7,21 +7,20 @@ when nothing can be written one warning says so.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.errors import ConfigError
-from sglang.srt.forward_batch import Int32Array
-from sglang.srt.scheduler.cache.disk.folder import (
+from sglang.srt.checkpoint.cache_folder import (
     LEAST_FREE,
     WriterLock,
     folder_bytes,
@@ -30,6 +29,8 @@ from sglang.srt.scheduler.cache.disk.folder import (
     size_limit,
     write_about,
 )
+from sglang.srt.errors import ConfigError
+from sglang.srt.forward_batch import Int32Array
 from sglang.srt.scheduler.cache.disk.records import HEADER_BYTES, Entry, RecordFormat, payload_crc
 from sglang.srt.scheduler.cache.disk.segments import PayloadReader, Segment
 
@@ -64,8 +65,92 @@ class DiskRoom:
     segment_bytes: int = SEGMENT_BYTES
 
 
+class Kept(Protocol):
+    @property
+    def entry(self) -> Entry: ...
+
+
+K = TypeVar("K", bound=Kept)
+
+
+def follow(get: Callable[[bytes], K | None], keys: Sequence[bytes], ids: Int32Array, start: int, run: int) -> list[K]:
+    """Records `start`, `start + 1`, ... of a prefix, as far as they are known, have its ids and follow one another."""
+    data, size = np.ascontiguousarray(ids, dtype="<i4").tobytes(), 4 * run
+    found: list[K] = []
+    for i in range(start, len(keys)):
+        record = get(keys[i])
+        if record is None or record.entry.ids != data[size * i : size * (i + 1)]:
+            break
+        if i and record.entry.parent != keys[i - 1]:
+            break
+        found.append(record)
+    return found
+
+
+class Store(Protocol):
+    """Records of one fingerprint, in one tier or several. The scheduler's thread looks, the side threads read and append. A record that
+    was found is to be read by the store that found it."""
+
+    form: RecordFormat
+    tiers: tuple[str, ...]
+    """as metrics call them"""
+
+    @property
+    def survives(self) -> bool:
+        """Whether another process finds what is kept."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether something may be appended now."""
+        ...
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether `rescan` is due."""
+        ...
+
+    @property
+    def counts(self) -> dict[str, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def has(self, key: bytes) -> bool: ...
+
+    def find(self, keys: Sequence[bytes], ids: Int32Array, start: int) -> Sequence[Any]:
+        """Records `start`, `start + 1`, ... of a prefix, as far as they follow one another. `keys`, `ids`: of all of it."""
+        ...
+
+    def tail_lens(self, key: bytes) -> Iterable[int]:
+        """How many tokens after the record `key` there are states, or parts of some."""
+        ...
+
+    def tier_of(self, record: Any) -> str:
+        """Where a record is."""
+        ...
+
+    def read(self, record: Any, out: Bytes) -> bool:
+        """Fills `out` with a record's payload. False if it is not there any more, or not what was written."""
+        ...
+
+    def append(self, entry: Entry, payload: Bytes) -> bool:
+        """Adds a record. False if it cannot be written now."""
+        ...
+
+    def settle(self, until: float) -> None:
+        """Has all records survive, as far as there is time (time.monotonic)."""
+        ...
+
+    def rescan(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RecordStore:
     """Owner of the records below `folder`. Without the lock it only reads, and looks for what the writer has added."""
+
+    tiers: tuple[str, ...] = ("disk",)
+    survives = True
 
     def __init__(self, folder: Path, form: RecordFormat, room: DiskRoom, about: dict[str, Any]) -> None:
         """Raises ConfigError for a folder that is not private, and for a limit that holds nothing. Where the file system fails, one
@@ -77,6 +162,7 @@ class RecordStore:
         self._dir, self._folder, self._room = folder, folder / form.fingerprint.hex()[:32], room
         self._lock = threading.Lock()
         self._index: dict[bytes, Record] = {}
+        self._tail_lens: dict[bytes, set[int]] = {}  # tokens of records of states, by their parents
         self._segments: dict[int, Segment] = {}
         self._reader = PayloadReader()
         self._writer: WriterLock | None = None
@@ -143,19 +229,27 @@ class RecordStore:
     def has(self, key: bytes) -> bool:
         return key in self._index
 
+    def get(self, key: bytes) -> Record | None:
+        return self._index.get(key)
+
     def find(self, keys: Sequence[bytes], ids: Int32Array, start: int) -> list[Record]:
         """Records `start`, `start + 1`, ... of a prefix, as far as they follow one another. `keys`, `ids`: of all of it."""
-        data, size = np.ascontiguousarray(ids, dtype="<i4").tobytes(), 4 * self.form.run
-        found: list[Record] = []
         with self._lock:
-            for i in range(start, len(keys)):
-                record = self._index.get(keys[i])
-                if record is None or record.entry.ids != data[size * i : size * (i + 1)]:
-                    break
-                if i and record.entry.parent != keys[i - 1]:
-                    break
-                found.append(record)
-        return found
+            return follow(self._index.get, keys, ids, start, self.form.run)
+
+    def tail_lens(self, key: bytes) -> set[int]:
+        """As Store.tail_lens."""
+        with self._lock:
+            return set(self._tail_lens.get(key, ()))
+
+    def tier_of(self, record: Record) -> str:
+        """As Store.tier_of."""
+        return "disk"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Records and bytes that are there; records written and found damaged since it was opened."""
+        return {"records": len(self), "bytes": self.num_bytes, "written": self.num_written, "damaged": self.num_damaged}
 
     # --- reading: the reader's thread -------------------------------------------------------------------------------------------
 
@@ -191,7 +285,7 @@ class RecordStore:
     def _scan(self) -> None:
         numbers = {int(path.stem) for path in self._folder.glob("*.idx") if path.stem.isdecimal()}
         self._forget([segment for segment in self._segments.values() if segment.number not in numbers])
-        for number in sorted(numbers):
+        for number in sorted(numbers, reverse=True):
             segment = self._segments.get(number) or Segment(self._folder, number, self.form)
             try:
                 self._take(segment)
@@ -202,14 +296,17 @@ class RecordStore:
                     segment.remove()
 
     def _take(self, segment: Segment) -> None:
-        new = list(segment.new_entries())
+        most = MAX_RECORDS - len(self._index)
+        new = list(itertools.islice(segment.new_entries(), most + 1))
+        if len(new) > most:
+            raise ValueError(f"{segment.index_path} has more records than are kept")
         with self._lock:
             self._segments[segment.number] = segment
             for at, entry in new:
                 if entry is None:
                     self.num_damaged += 1
                 else:
-                    self._index[entry.key] = Record(entry, segment, at)
+                    self._enter(Record(entry, segment, at))
 
     def _forget(self, segments: Sequence[Segment]) -> None:
         gone = {segment.number for segment in segments}
@@ -217,7 +314,17 @@ class RecordStore:
             for number in gone:
                 self._segments.pop(number, None)
             if gone:
-                self._index = {key: record for key, record in self._index.items() if record.segment.number not in gone}
+                left = [record for record in self._index.values() if record.segment.number not in gone]
+                self._index, self._tail_lens = {}, {}
+                for record in left:
+                    self._enter(record)
+
+    def _enter(self, record: Record) -> None:
+        """Under the lock."""
+        entry = record.entry
+        self._index[entry.key] = record
+        if entry.is_state:
+            self._tail_lens.setdefault(entry.parent, set()).add(entry.num_tokens)
 
     # --- writing: the writer's thread -------------------------------------------------------------------------------------------
 
@@ -234,7 +341,7 @@ class RecordStore:
             self._fail(f"nothing can be written to --cache-dir {self._dir} ({error.strerror or error})")
             return False
         with self._lock:
-            self._index[entry.key] = Record(entry, segment, segment.num_entries - 1)
+            self._enter(Record(entry, segment, segment.num_entries - 1))
         self.num_written += 1
         return True
 
@@ -289,6 +396,9 @@ class RecordStore:
         if not self._was_told:
             self._was_told = True
             logger.warning("The prefix cache on disk: %s.", what)
+
+    def settle(self, until: float) -> None:
+        """All is written."""
 
     def close(self) -> None:
         """Lets another process write. Nothing is called after it."""

@@ -16,13 +16,15 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.forward_batch import Int32Array, KVRuns
-from sglang.srt.scheduler.cache.disk.records import Entry, chain_keys, payload_crc
-from sglang.srt.scheduler.cache.disk.store import Record, RecordStore
+from sglang.srt.scheduler.cache.disk.names import Prefix
+from sglang.srt.scheduler.cache.disk.records import Entry, payload_crc
+from sglang.srt.scheduler.cache.disk.store import Store
 
 
 class Transfer:
@@ -42,17 +44,19 @@ class Transfer:
         with self._pool:
             self._cancelled.set()
 
-    def run(self, store: RecordStore, runs: KVRuns) -> None:
+    def run(self, store: Store, runs: KVRuns) -> None:
         """The side thread's part."""
         raise NotImplementedError
 
 
 class Load(Transfer):
-    """Reads `records` into the runs that begin at `slots`. When it is done, the first `num_read` are there."""
+    """Reads `records`, which the store has found, into the runs that begin at `slots`. When it is done, the first `num_read` are there."""
 
-    def __init__(self, records: Sequence[Record], slots: Sequence[int]) -> None:
+    def __init__(self, records: Sequence[Any], slots: Sequence[int]) -> None:
         super().__init__()
         self._records, self._slots = records, slots
+        self.num_tier: dict[str, int] = {}
+        """records that were read, by where they were"""
         self.num_read = 0
         self.seconds = 0.0
         """what reading took"""
@@ -61,37 +65,43 @@ class Load(Transfer):
     def keys(self) -> list[bytes]:
         return [record.entry.key for record in self._records]
 
-    def run(self, store: RecordStore, runs: KVRuns) -> None:
+    def run(self, store: Store, runs: KVRuns) -> None:
         began = time.perf_counter()
         buffer = np.empty(runs.run_bytes, np.uint8)
-        for record, slot in zip(self._records, self._slots, strict=True):
+        for i, record in enumerate(self._records):
             if self._cancelled.is_set() or not store.read(record, buffer):
                 break
             with self._pool:
                 if self._cancelled.is_set():
                     break
-                runs.write(slot, buffer)
+                self._put(runs, i, buffer)
             self.num_read += 1
+            tier = store.tier_of(record)
+            self.num_tier[tier] = self.num_tier.get(tier, 0) + 1
         self.seconds = time.perf_counter() - began
+
+    def _put(self, runs: KVRuns, i: int, data: npt.NDArray[np.uint8]) -> None:
+        """Puts record i into the pool."""
+        runs.write(self._slots[i], data)
 
 
 class Save(Transfer):
-    """Writes the records of a prefix that the store lacks. `ids` and `slots` [n * run] begin at position 0; `root`: the key before."""
+    """Writes the records of a prefix that the store lacks, which lies in `slots` [n * run]."""
 
-    def __init__(self, root: bytes, ids: Int32Array, slots: Int32Array) -> None:
+    def __init__(self, prefix: Prefix, slots: Int32Array) -> None:
         super().__init__()
-        self.num_tokens = len(ids)
+        self.num_tokens = len(prefix)
         self.is_complete = False
         """whether the store has all of it"""
         self.until = math.inf
         """when it stops, done or not (time.monotonic)"""
-        self._root, self._ids, self._slots = root, ids, slots
+        self._prefix, self._slots = prefix, slots
 
-    def run(self, store: RecordStore, runs: KVRuns) -> None:
-        run, parent = runs.run, self._root
+    def run(self, store: Store, runs: KVRuns) -> None:
+        run, parent = runs.run, self._prefix.root
         buffer = np.empty(runs.run_bytes, np.uint8)
-        for i, key in enumerate(chain_keys(self._root, self._ids, run)):
-            if self._cancelled.is_set() or time.monotonic() > self.until:
+        for i, key in enumerate(self._prefix.keys(run)):
+            if not self._may_go_on:
                 return
             if not store.has(key):
                 part = slice(run * i, run * (i + 1))
@@ -99,10 +109,17 @@ class Save(Transfer):
                     if self._cancelled.is_set():
                         return
                     runs.read(self._slots[part], buffer)
-                if not store.append(make_entry(key, parent, self._ids[part], buffer), buffer):
+                if not self._append(store, key, parent, self._prefix.ids[part], buffer):
                     return
             parent = key
         self.is_complete = True
+
+    @property
+    def _may_go_on(self) -> bool:
+        return not self._cancelled.is_set() and time.monotonic() <= self.until
+
+    def _append(self, store: Store, key: bytes, parent: bytes, ids: Int32Array, payload: npt.NDArray[np.uint8]) -> bool:
+        return store.append(make_entry(key, parent, ids, payload), payload)
 
 
 class Staged(Transfer):
@@ -112,7 +129,7 @@ class Staged(Transfer):
         super().__init__()
         self.key, self.parent, self.ids, self.payload = key, parent, ids, payload
 
-    def run(self, store: RecordStore, runs: KVRuns) -> None:
+    def run(self, store: Store, runs: KVRuns) -> None:
         if not store.has(self.key):
             store.append(make_entry(self.key, self.parent, self.ids, self.payload), self.payload)
 
@@ -120,7 +137,7 @@ class Staged(Transfer):
 class Rescan(Transfer):
     """Looks for what another server has written."""
 
-    def run(self, store: RecordStore, runs: KVRuns) -> None:
+    def run(self, store: Store, runs: KVRuns) -> None:
         store.rescan()
 
 
@@ -131,7 +148,7 @@ def make_entry(key: bytes, parent: bytes, ids: Int32Array, payload: npt.NDArray[
 class TransferThread:
     """Does jobs one after another. A daemon: a disk that hangs keeps no process alive."""
 
-    def __init__(self, name: str, store: RecordStore, runs: KVRuns) -> None:
+    def __init__(self, name: str, store: Store, runs: KVRuns) -> None:
         self._store, self._runs = store, runs
         self._jobs: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

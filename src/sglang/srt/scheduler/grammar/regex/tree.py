@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
+from sglang.common.regex_tree import codes, parser
 from sglang.srt.errors import GrammarError
-
-if sys.version_info >= (3, 11):
-    from re import _constants as codes
-    from re import _parser as parser
-else:
-    import sre_constants as codes
-    import sre_parse as parser
 
 __all__ = ["BEGINS", "ENDS", "codes", "parse"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
-from sglang.common.lru import LruCache
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
@@ -80,21 +79,6 @@ class GrammarStatistics:
         if num_since_forced <= 0 or end < self.SHORT:
             return None
         return (-num_since_forced, *before[end - self.SHORT : end])
-
-
-class StatisticsCache:
-    """Owner of the statistics: those of the most recently used grammars."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._entries: LruCache[Hashable, GrammarStatistics] = LruCache(max_entries)
-
-    def of(self, key: Hashable) -> GrammarStatistics:
-        """The statistics of `key`, new ones if need be."""
-        statistics = self._entries.get(key)
-        if statistics is None:
-            statistics = GrammarStatistics()
-            self._entries.put(key, statistics)
-        return statistics
 
 
 class GrammarProposer:

@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from sglang.srt.forward_batch import Int32Array
 from sglang.srt.scheduler.cache.radix_cache import MARK, RadixCache, Salt, TreeNode
-from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
+from sglang.srt.scheduler.speculation.grammar_walk import draft_of
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
 NAME = "radix_tree"
@@ -41,12 +41,7 @@ class RadixTreeProposer:
         limit = min(self._limit(context), limits.max_ids)
         if limit <= 0:
             return None
-        expected = self._path.expected(limit)
-        if context.grammar is not None:
-            return _along_grammar(context, limits, expected)
-        stop_ids = context.stop_ids
-        ids = list(takewhile(lambda token_id: token_id not in stop_ids, expected[: limits.max_samples]))
-        return Draft(ids, list(range(1, len(ids) + 1)), [], NAME) if ids else None
+        return draft_of(self._path.expected(limit), context, limits, NAME)
 
     def note_sampled(self, context: DraftContext, token_id: int) -> None:
         self._follow(context)
@@ -65,17 +60,6 @@ class RadixTreeProposer:
             for token_id in context.output_ids[self._num_followed :]:
                 self._path.follow(token_id)
             self._num_followed = len(context.output_ids)
-
-
-def _along_grammar(context: DraftContext, limits: DraftLimits, expected: list[int]) -> Draft | None:
-    """The draft of the expected tokens, as long as those that the grammar forces between them are as expected, too."""
-    walk = GrammarWalk(context, limits)
-    while expected and walk.has_room:
-        added = walk.add(expected[0])
-        if not added or added != expected[: len(added)]:
-            break
-        expected = expected[len(added) :]
-    return walk.draft(NAME)
 
 
 class TreePath:

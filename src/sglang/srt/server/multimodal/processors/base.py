@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from sglang.common.install import install_extras
 from sglang.srt.checkpoint.files import read_object, shown
+from sglang.srt.checkpoint.projector import open_projector
+from sglang.srt.config import ModelFiles
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.clip import Clip, Frame
@@ -113,14 +115,43 @@ class ModelFolder:
             raise ModelError(
                 f"serving images needs transformers and Pillow ({error}): {install_extras('srt', 'vision')}"
             ) from error
+        # The sizes of the Qwen family are numbers of pixels, those of others lengths of sides.
+        self.check_settings(MAX_NUMBER if name.startswith("Qwen") else MAX_SIDE)
+        try:
+            return self.create(found)
+        except Exception as error:  # noqa: BLE001  what transformers makes of settings of a wrong type
+            raise ModelError(f"{self.path}: its settings for images cannot be used: {first_line(error)}") from error
+
+    def check_settings(self, most: int) -> None:
         path = self.path / "preprocessor_config.json"
         if path.exists():
-            # The sizes of the Qwen family are numbers of pixels, those of others lengths of sides.
-            check_settings(path, self.json(path.name), MAX_NUMBER if name.startswith("Qwen") else MAX_SIDE)
-        try:
-            return found.from_pretrained(self.path, local_files_only=True)
-        except Exception as error:  # noqa: BLE001  what transformers makes of settings of a wrong type
-            raise ModelError(f"{path} cannot be used: {first_line(error)}") from error
+            check_settings(path, self.json(path.name), most)
+
+    def create(self, found: Any) -> Any:
+        """An image processor of the class `found`."""
+        return found.from_pretrained(self.path, local_files_only=True)
+
+
+class ProjectorFolder(ModelFolder):
+    """The same of a .gguf file and the encoder beside it."""
+
+    def __init__(self, text: Path, projector: Path, tokenizer: Tokenizer) -> None:
+        self.path, self.tokenizer = projector, tokenizer
+        seeing = open_projector(text, projector).read()
+        self.config, self._settings = seeing.config, seeing.preprocessor
+
+    def check_settings(self, most: int) -> None:
+        check_settings(self.path, self._settings, most)
+
+    def create(self, found: Any) -> Any:
+        return found(**self._settings)
+
+
+def open_folder(files: ModelFiles, tokenizer: Tokenizer) -> ModelFolder:
+    """What says how a model's images are processed. Raises ModelError."""
+    if files.projector is not None:
+        return ProjectorFolder(files.path, files.projector, tokenizer)
+    return ModelFolder(files.path, tokenizer)
 
 
 def first_line(error: Exception) -> str:

@@ -1,5 +1,5 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames.
-Qwen3-VL takes each pair for an image of its own, with the time written before it:
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: images of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames.
+Those from Qwen3-VL on take each pair for an image of its own, with the time written before it:
 
     <|vision_start|> rows of all pairs <|vision_end|>                       <0.2 seconds><|vision_start|> rows <|vision_end|><1.2 ...
 """
@@ -46,7 +46,7 @@ class QwenVLProcessor:
             "image": folder.number("image_token_id", 151655),
             "video": folder.number("video_token_id", 151656),
         }
-        self._writes_times = folder.config["model_type"] == "qwen3_vl"
+        self._writes_times = folder.config["model_type"] not in ("qwen2_vl", "qwen2_5_vl")
         self._around = (folder.number("vision_start_token_id", 151652), folder.number("vision_end_token_id", 151653))
         self._tokenizer = folder.tokenizer
         self.kinds: tuple[MediaKind, ...] = tuple(self.placeholders)

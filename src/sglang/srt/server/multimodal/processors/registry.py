@@ -29,6 +29,9 @@ PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "qwen2_vl": QwenVLProcessor,
     "qwen2_5_vl": QwenVLProcessor,
     "qwen3_vl": QwenVLProcessor,
+    "qwen3_vl_moe": QwenVLProcessor,
+    "qwen3_5": QwenVLProcessor,
+    "qwen3_5_moe": QwenVLProcessor,
 }
 """model_type of config.json -> processor"""
 

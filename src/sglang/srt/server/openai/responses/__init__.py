@@ -7,5 +7,6 @@ response_tools.py  its tools
 truncation.py      the oldest turns left out
 text_logprobs.py   log probabilities of each text of an answer
 store.py           stored responses
+response_disk.py   the same on disk (--state-dir)
 replay.py          the events of a stored response
 """

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import NoneType
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
@@ -18,6 +16,7 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, in_client_words
 from sglang.srt.server.http.json_pieces import JsonArray, encode_json, encoded_within, json_pieces
+from sglang.srt.server.http.request_scope import created_at, new_name
 from sglang.srt.server.http.wire import KEEP_ALIVE, error_body
 from sglang.srt.server.openai.answers import Usage, finish_details
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
@@ -74,8 +73,8 @@ class ResponsesCall:
         self._chat = _chat_call(body, history, self._tools, options)
         self.req = self._chat.req
         self._model = body.get("model") or options.served_name
-        self._created = int(time.time())
-        self._id = f"resp_{uuid4().hex}"
+        self._created = created_at()
+        self._id = f"resp_{new_name()}"
         self._items: list[dict[str, Any]] = []
         self._blocks = Blocks()
         self._finish: FinishReason | None = None
@@ -293,7 +292,7 @@ def _with_id(item: Any) -> Any:
     given = {name: value for name, value in item.items() if value is not None or name not in ("type", "id")}
     kind = given.get("type", "message")
     prefix = _PREFIXES.get(kind, "item") if isinstance(kind, str) else "item"
-    return {"type": kind, "id": f"{prefix}_{uuid4().hex}", **given}
+    return {"type": kind, "id": f"{prefix}_{new_name()}", **given}
 
 
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
@@ -320,7 +319,7 @@ def _failure(error: SglangError) -> str:
 
 
 def _item(block: Block, tools: ResponseTools) -> dict[str, Any]:
-    name = uuid4().hex
+    name = new_name()
     if block.kind == "call":
         namespace, function = tools.meant(block.name)
         place = {"namespace": namespace} if namespace is not None else {}

@@ -102,11 +102,39 @@ class ResponseStore:
         output = b"".join(json_pieces(response["output"]))
         whole = b"".join(json_pieces({**response, "output": Encoded([output])}))
         stored = StoredResponse(encode_json(items), whole, output, response["previous_response_id"], ids)
-        self._shelves.setdefault(owner, _Shelf()).add(response["id"], stored)
+        self.enter(owner, response["id"], stored)
+        self.kept(owner, response["id"], stored)
+
+    def enter(self, owner: str, name: str, stored: StoredResponse) -> None:
+        """Puts it into memory; others make room."""
+        self._shelves.setdefault(owner, _Shelf()).add(name, stored)
         while self.num_bytes > self._max_bytes:
             self._make_room(lambda shelf: shelf.num_bytes)
         while len(self) > self._max_responses:
             self._make_room(lambda shelf: len(shelf.responses))
+
+    def kept(self, owner: str, name: str, stored: StoredResponse) -> None:
+        """One was put that had not been there (response_disk.py)."""
+
+    async def fetch(self, name: str | None, owner: str) -> None:
+        """Makes sure that memory has what there is of this response and of those before it."""
+
+    async def fetch_referred(self, items: object, owner: str) -> None:
+        """The same of the responses that items refer to."""
+
+    async def settled(self) -> None:
+        """Until what was put last is kept wherever it is to be."""
+
+    def peek(self, name: str, owner: str) -> StoredResponse | None:
+        shelf = self._shelves.get(owner)
+        return shelf.responses.get(name) if shelf is not None else None
+
+    def drop(self, name: str, owner: str) -> None:
+        """Takes it out of memory."""
+        self._shelves[owner].remove(name)
+
+    def close(self) -> None:
+        """The server ends."""
 
     def _make_room(self, held: Callable[[_Shelf], int]) -> None:
         """Drops the oldest response of the client that holds most."""
@@ -124,7 +152,7 @@ class ResponseStore:
     def delete(self, name: str, owner: str) -> None:
         """Raises NoSuchResponseError."""
         self.get(name, owner)
-        self._shelves[owner].remove(name)
+        self.drop(name, owner)
 
     def chain(self, name: str | None, owner: str) -> list[StoredResponse]:
         """A response and all before it, oldest first. Raises RequestError if one of them is not there."""
@@ -158,6 +186,12 @@ class ResponseStore:
             found[name] = shelf.responses[shelf.outputs[name]]
             shelf.responses.move_to_end(shelf.outputs[name])
         return found
+
+
+def reference_ids(items: Any) -> list[str]:
+    """The names of items that an input refers to."""
+    found = [item.get("id") for item in items if _is_reference(item)] if isinstance(items, list) else []
+    return [name for name in found if isinstance(name, str)]
 
 
 def _is_reference(item: Any) -> bool:

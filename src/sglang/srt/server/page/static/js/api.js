@@ -1,14 +1,17 @@
 // Requests to the server: with the key, if it wants one, and with errors in its own words.
-import { Store } from "./lib.js";
+import { KeptStore, Store, inTab } from "./lib.js";
 
 const KEY = "sglang.key";
 /** Where the server is, whatever stands before its paths (--root-path). */
 export const BASE = new URL("../../", import.meta.url);
 
-/** {model, info, error}: what is served; null before it is known. */
+/** {models, info, isGateway, error, status}: what is served; null before it is known. `info`: of the chosen model; null where it is not
+ * in memory. */
 export const server = new Store(null);
-/** Whether the server asks for a key. */
-export const keyNeeded = new Store(false);
+/** The name of the chosen model, as `/v1/models` has it, or BASE:ADAPTER. */
+export const chosen = new KeptStore("sglang.model", (kept) => (typeof kept === "string" ? kept : null));
+/** Which key the server asks for: null, "any" or "admin". */
+export const keyNeeded = new Store(null);
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -17,13 +20,13 @@ export class ApiError extends Error {
   }
 }
 
-export const getKey = () => sessionStorage.getItem(KEY) ?? "";
+/** Empty where there is none that could be sent. */
+export const getKey = () => /^[\x21-\x7e]{1,4096}$/.exec(inTab.get(KEY) ?? "")?.[0] ?? "";
 
 export async function setKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
+  inTab.put(KEY, key || null);
   await loadServer();
-  keyNeeded.set(server.value.status === 401);
+  keyNeeded.set(server.value.status === 401 ? "any" : null);
 }
 
 export async function send(path, body, signal) {
@@ -53,7 +56,7 @@ async function errorOf(response) {
   } catch {
     // an answer of a proxy
   }
-  if (response.status === 401) keyNeeded.set(true);
+  if (response.status === 401) keyNeeded.set(message.includes("admin key") ? "admin" : "any");
   return new ApiError(message, response.status);
 }
 
@@ -82,12 +85,64 @@ export async function* events(response) {
   }
 }
 
-/** Asks what is served. */
-export async function loadServer() {
+let latest = null;
+
+/** Asks what is served, and about the chosen model. Of several at once the last one counts, in whatever order answers come. */
+export function loadServer() {
+  const mine = ask().then((found) => (mine === latest ? server.set(found) : latest));
+  latest = mine;
+  return mine;
+}
+
+async function ask() {
   try {
-    const [models, info] = await Promise.all([getJson("/v1/models"), getJson("/get_model_info")]);
-    server.set({ models: models.data, info, error: null, status: 200 });
+    const models = (await getJson("/v1/models")).data.map((card) => ({ ...card, name: nameOf(card) }));
+    const known = { models, isGateway: models.some((card) => "loaded" in card) };
+    const card = cardOf(known);
+    const info = card?.loaded === false || (known.isGateway && !isPath(rootOf(card))) ? null : await getJson(pathTo(known, card, "/get_model_info"));
+    return { ...known, info, error: null, status: 200 };
   } catch (error) {
-    server.set({ models: [], info: null, error: error.message, status: error.status });
+    return { models: [], isGateway: false, info: null, error: error.message, status: error.status };
   }
+}
+
+export async function choose(name) {
+  chosen.set(name);
+  await loadServer();
+}
+
+/** Adapters are named with the model that they are of. */
+function nameOf({ id, parent }) {
+  return typeof parent === "string" && !String(id).startsWith(`${parent}:`) ? `${parent}:${id}` : String(id);
+}
+
+/** The chosen model if it is served, else the first. */
+const cardOf = (known) => known?.models.find((card) => card.name === chosen.value) ?? known?.models[0];
+
+/** The name of the model that is asked. */
+export const modelOf = (known) => cardOf(known)?.name;
+
+/** Whose server it is: that of the chosen model, or of the model that the chosen adapter is of. */
+const rootOf = (card) => (typeof card?.parent === "string" ? card.parent : card?.id);
+
+/** Whether a name can stand in an address: browsers take . and .. for steps. */
+const isPath = (name) => !String(name).split("/").some((part) => part === "" || part === "." || part === "..");
+
+/** A path of the server of a model: of several models behind one address, each has a prefix. */
+function pathTo(known, card, path) {
+  if (!known?.isGateway || !card) return path;
+  const root = String(rootOf(card));
+  return `/models/${isPath(root) ? root.split("/").map(encodeURIComponent).join("/") : "-"}${path}`;
+}
+
+/** A path of the chosen model's server. */
+export const pathOf = (path, known = server.value) => pathTo(known, cardOf(known), path);
+/** A path of the server of the model with this name. */
+export const pathOfModel = (name, path) => pathTo(server.value, { id: name }, path);
+
+/** What programs of our language name: {base, adapter} of the chosen model. */
+export function partsOf(known = server.value) {
+  const card = cardOf(known);
+  const base = rootOf(card);
+  return { base, adapter: card && base !== card.id && card.name.startsWith(`${base}:`) ? card.name.slice(base.length + 1) : null };
 }

@@ -1,12 +1,11 @@
 // The page: its views, the key, light and dark.
-import { html, render, useState, useEffect, useRef, useStore, Dialog, IconButton } from "./lib.js";
-import { getKey, keyNeeded, loadServer, server, setKey } from "./api.js";
+import { html, render, useState, useEffect, useLayoutEffect, useRef, useStore, Dialog, Fence, IconButton, inBrowser } from "./lib.js";
+import { getKey, keyNeeded, loadServer, modelOf, server, setKey } from "./api.js";
 import { Chat } from "./chat/chat.js";
 import { Constraints } from "./constraints/constraints.js";
 import { Programs } from "./programs/programs.js";
 import { Machine } from "./machine/machine.js";
-import { modelOf, options } from "./chat/options.js";
-import { loadAll, keepAtOnce } from "./chat/conversations.js";
+import { begin, keepAtOnce } from "./chat/conversations.js";
 
 const VIEWS = [
   ["chat", "Chat", Chat],
@@ -18,29 +17,40 @@ const VIEWS = [
 const THEMES = ["system", "light", "dark"];
 
 function useTheme() {
-  const [theme, setTheme] = useState(localStorage.getItem("sglang.theme") ?? "system");
+  const kept = inBrowser.get("sglang.theme");
+  const [theme, setTheme] = useState(THEMES.includes(kept) ? kept : "system");
   const next = () => {
     const chosen = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    if (chosen === "system") localStorage.removeItem("sglang.theme");
-    else localStorage.setItem("sglang.theme", chosen);
-    dispatchEvent(new Event("sglang-theme"));  // theme.js applies it
+    inBrowser.put("sglang.theme", chosen === "system" ? null : chosen);
+    dispatchEvent(new CustomEvent("sglang-theme", { detail: chosen }));  // theme.js applies it
     setTheme(chosen);
   };
   return [theme, next];
 }
+
+const WHY_KEY = {
+  any: "This server wants an API key.",
+  admin: "This view shows what concerns all clients: it needs the server's admin key.",
+  null: "The key is sent with every request.",
+};
 
 function KeyDialog({ onClose, needed }) {
   const [key, set] = useState(getKey());
   const [problem, setProblem] = useState(null);
   const save = async (event) => {
     event.preventDefault();
+    if (/[^\x21-\x7e]/.test(key.trim())) {
+      setProblem("A key has letters, digits and signs of ASCII alone, and no spaces.");
+      return;
+    }
     await setKey(key.trim());
-    if (server.value.error) setProblem(server.value.error);
+    const { error, status } = server.value;
+    if (error) setProblem(status === 401 ? "The server does not accept this key." : error);
     else onClose();
   };
   return html`<${Dialog} title="API key" onClose=${onClose}>
     <form onSubmit=${save}>
-      <p>${needed ? "This server wants an API key." : "The key is sent with every request."} It is kept until this tab is closed.</p>
+      <p>${WHY_KEY[needed]} It is kept until this tab is closed.</p>
       <label class="field">Key <input type="password" autocomplete="off" autofocus value=${key} onInput=${(event) => set(event.target.value)} /></label>
       ${problem && html`<p class="error" role="alert">${problem}</p>`}
       <footer><button class="primary">Use the key</button></footer>
@@ -57,8 +67,7 @@ function App() {
   const [theme, nextTheme] = useTheme();
   const known = useStore(server);
   const needed = useStore(keyNeeded);
-  const set = useStore(options);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const onHash = () => {
       setView(viewOf());
       setDrawer(false);
@@ -75,22 +84,22 @@ function App() {
       <h1>sglang</h1>
       <nav aria-label="Views" ref=${links}>${VIEWS.map(([id, title]) => html`<a href=${`#${id}`} aria-current=${id === name ? "page" : undefined}>${title}</a>`)}<a href="docs" class="outside">Docs</a></nav>
       <span class="space"></span>
-      <span class="model" title="the model that answers">${modelOf(known, set) ?? ""}</span>
+      <span class="model" title="the model that answers">${modelOf(known) ?? ""}</span>
       <${IconButton} icon="key" label="API key" onClick=${() => setAsking(true)} />
       <${IconButton} icon="theme" label=${`Colours: ${theme}`} onClick=${nextTheme} />
     </header>
     ${known?.error && !needed && html`<p class="banner error" role="alert">${known.error} <button type="button" onClick=${loadServer}>Try again</button></p>`}
-    <main><${View} drawer=${drawer} setDrawer=${setDrawer} /></main>
+    <main><${Fence} key=${name}><${View} drawer=${drawer} setDrawer=${setDrawer} /><//></main>
     <p id="announcer" class="hidden-text" aria-live="polite"></p>
     ${(asking || needed) && html`<${KeyDialog} needed=${needed} onClose=${() => {
       setAsking(false);
-      keyNeeded.set(false);
+      keyNeeded.set(null);
     }} />`}
   `;
 }
 
 addEventListener("pagehide", keepAtOnce);
-loadAll();
+begin();
 loadServer();
 const root = document.getElementById("app");
 root.textContent = "";

@@ -41,26 +41,57 @@ export class Store {
 
 export function useStore(store) {
   const [, again] = useState(0);
-  useEffect(() => store.follow(() => again((n) => n + 1)), [store]);
+  useLayoutEffect(() => store.follow(() => again((n) => n + 1)), [store]); // no change in between is missed
   return store.value;
 }
 
-/** A value that stays in this browser. */
+/** localStorage or sessionStorage; where the browser gives none to pages, what is put there lasts until the page is left. */
+export class Keeper {
+  constructor(kind) {
+    this.kind = kind;
+    this.own = new Map();
+  }
+
+  get(name) {
+    try {
+      return globalThis[this.kind].getItem(name);
+    } catch {
+      return this.own.get(name) ?? null;
+    }
+  }
+
+  /** null takes it away. */
+  put(name, text) {
+    this.own.set(name, text);
+    try {
+      if (text === null) globalThis[this.kind].removeItem(name);
+      else globalThis[this.kind].setItem(name, text);
+    } catch {
+      // there is no storage, or it is full
+    }
+  }
+}
+
+export const inBrowser = new Keeper("localStorage");
+export const inTab = new Keeper("sessionStorage");
+
+/** A value that stays in this browser. Other programs at this address may have kept something else by its name: `sound` makes of it what
+ * this page could have kept. */
 export class KeptStore extends Store {
-  constructor(name, value) {
+  constructor(name, sound) {
     let kept = null;
     try {
-      kept = JSON.parse(localStorage.getItem(name));
+      kept = parseJson(inBrowser.get(name) ?? "null");
     } catch {
       // what is not JSON was not written by us
     }
-    super(kept ?? value);
+    super(sound(kept));
     this.name = name;
   }
 
   set(value) {
     super.set(value);
-    localStorage.setItem(this.name, JSON.stringify(value));
+    inBrowser.put(this.name, JSON.stringify(value));
   }
 }
 
@@ -138,7 +169,8 @@ export function announce(text) {
 /** A modal dialog. It closes with Escape, and gives the focus back. */
 export function Dialog({ title, onClose, children, wide }) {
   const ref = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
+    // before anything else runs: Escape closes it as soon as it is there
     const [before, dialog] = [document.activeElement, ref.current];
     dialog.showModal();
     return () => {
@@ -174,6 +206,50 @@ export const em = () => parseFloat(getComputedStyle(document.documentElement).fo
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((text, n) => text + n.toString(36), "");
+
+const MAX_DEPTH = 100;
+
+/** JSON of any origin. Throws an Error for what nests deeper than anything that people write: to print or to walk that costs too much. */
+export function parseJson(text) {
+  let depth = 0;
+  let inString = false;
+  for (let i = 0; i < text.length; i += 1) {
+    const c = text.charCodeAt(i);
+    if (inString) {
+      if (c === 92) i += 1; // a backslash, and what it is for
+      else if (c === 34) inString = false;
+    } else if (c === 34) inString = true;
+    else if (c === 91 || c === 123) {
+      depth += 1;
+      if (depth > MAX_DEPTH) throw new Error(`it is nested more than ${MAX_DEPTH} levels deep`);
+    } else if (c === 93 || c === 125) depth -= 1;
+  }
+  return JSON.parse(text);
+}
+
+/** Text of any origin, on its way to a place where control characters could act: a terminal into which it is pasted. */
+export const withoutControls = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, "");
+
+const MAX_FILE = 256 << 20;
+
+/** The text of a file that the user has chosen. */
+export async function readFile(file) {
+  if (file.size > MAX_FILE) throw new Error(`it has ${Math.round(file.size / 2 ** 20)} MiB; ${MAX_FILE >> 20} at most can be read`);
+  return file.text();
+}
+
+/** What is drawn in place of a view that has failed. */
+export class Fence extends Component {
+  componentDidCatch(error) {
+    this.setState({ error });
+  }
+
+  render({ children }, { error }) {
+    if (!error) return children;
+    return html`<div class="view"><p class="error" role="alert">This view has failed: ${String(error?.message ?? error).slice(0, 500)}</p>
+      <button type="button" onClick=${() => this.setState({ error: null })}>Try again</button></div>`;
+  }
+}
 
 /** Offers a text as a file. */
 export function download(name, text, type = "application/json") {

@@ -1,6 +1,6 @@
 // A request as code: curl, the openai client for Python, and our language.
 import { html, useState, CopyButton, Dialog } from "./lib.js";
-import { BASE, getKey } from "./api.js";
+import { BASE, getKey, partsOf, pathOf } from "./api.js";
 
 const SERVER = BASE.href.replace(/\/$/, "");
 
@@ -21,12 +21,15 @@ export function python(value, indent = 0) {
   return `${open}\n${items.map((item) => `${pad}    ${item},\n`).join("")}${pad}${close}`;
 }
 
+/** JSON without the control characters that JSON may have: they would act in a terminal. */
+const escapedJson = (value, indent) => JSON.stringify(value, null, indent).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 // JSON's escapes are Python's, but for those beyond 16 bits, which JSON writes as they are
-const pythonText = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029\ud800-\udfff]/g, (c) => (/[\ud800-\udfff]/.test(c) ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`));
+const pythonText = (text) => escapedJson(text);
 
 export function asCurl(path, body) {
   const key = getKey() ? ' \\\n  -H "Authorization: Bearer $SGLANG_API_KEY"' : "";
-  return `curl ${quoted(SERVER + path)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body, null, 2))}`;
+  return `curl ${quoted(SERVER + path)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(escapedJson(body, 2))}`;
 }
 
 const OPENAI = new Set(["model", "messages", "temperature", "top_p", "max_tokens", "frequency_penalty", "presence_penalty", "seed", "stop", "tools", "response_format", "logprobs", "top_logprobs", "stream", "stream_options", "n"]);
@@ -49,7 +52,14 @@ function turn(message) {
   return `    s += sgl.${role}(${parts.join(" + ") || '""'})\n`;
 }
 
+/** The first lines of a program of our language for this server. */
+export function languageHead(note = "") {
+  const key = getKey() ? ', api_key=os.environ["SGLANG_API_KEY"]' : "";
+  return `${key ? "import os\n\n" : ""}import sglang as sgl\n\n${note}sgl.set_default_backend(sgl.RuntimeEndpoint(${pythonText(SERVER + pathOf(""))}${key}))\n`;
+}
+
 export function asLanguage(body) {
+  const { adapter } = partsOf();
   const args = Object.entries(GEN).filter(([name]) => body[name] !== undefined && body[name] !== null).map(([name, ours]) => `, ${ours}=${python(body[name], 1)}`).join("");
   const given = body.response_format?.json_schema?.schema;
   const schema = given ? `, json_schema=${pythonText(JSON.stringify(given))}` : "";
@@ -58,9 +68,8 @@ export function asLanguage(body) {
   const turns = (body.continue_final_message ? messages.slice(0, -1) : messages).map(turn).join("");
   const left = [body.tools && "tools", body.seed !== undefined && "seed", body.chat_template_kwargs && "chat_template_kwargs"].filter(Boolean);
   const note = left.length ? `# ${left.join(", ")}: only in the other two forms\n` : "";
-  const key = getKey() ? ', api_key=os.environ["SGLANG_API_KEY"]' : "";
   const answer = `sgl.assistant(${begun ? `${pythonText(begun)} + ` : ""}sgl.gen("answer"${args}${schema}))`;
-  return `${key ? "import os\n\n" : ""}import sglang as sgl\n\n${note}sgl.set_default_backend(sgl.RuntimeEndpoint(${pythonText(SERVER)}${key}))\n\n\n@sgl.function\ndef conversation(s):\n${turns}    s += ${answer}\n\n\nprint(conversation.run()["answer"])\n`;
+  return `${languageHead(note)}\n\n@sgl.function\ndef conversation(s):\n${turns}    s += ${answer}\n\n\nprint(conversation.run(${adapter ? `lora=${pythonText(adapter)}` : ""})["answer"])\n`;
 }
 
 const FORMS = [
@@ -72,10 +81,27 @@ const FORMS = [
 export function RequestCode({ path, body }) {
   const [form, setForm] = useState("curl");
   const text = FORMS.find(([name]) => name === form)[1](path, body);
+  const move = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: FORMS.length - 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = (FORMS.findIndex(([name]) => name === form) + step) % FORMS.length;
+    setForm(FORMS[next][0]);
+    event.currentTarget.children[next].focus();
+  };
   return html`<div class="request-code">
-    <div class="segments" role="tablist" aria-label="Form">${FORMS.map(([name]) => html`<button type="button" role="tab" aria-selected=${String(name === form)} onClick=${() => setForm(name)}>${name}</button>`)}<span class="space"></span><${CopyButton} text=${text} label="Copy the code" /></div>
+    <div class="row"><div class="segments" role="tablist" aria-label="Form" onKeyDown=${move}>${FORMS.map(([name]) => html`<button type="button" role="tab" aria-selected=${String(name === form)} onClick=${() => setForm(name)}>${name}</button>`)}</div><span class="space"></span><${CopyButton} text=${text} label="Copy the code" /></div>
     <pre tabindex="0" role="tabpanel" aria-label="Code"><code>${text}</code></pre>
   </div>`;
 }
 
-export const CodeDialog = ({ path, body, onClose }) => html`<${Dialog} title="The request as code" onClose=${onClose} wide><${RequestCode} path=${path} body=${body} /><//>`;
+/** `bodyOf` makes the request. It throws an Error if the options are wrong. */
+export function CodeDialog({ path, bodyOf, onClose }) {
+  let shown;
+  try {
+    shown = html`<${RequestCode} path=${path} body=${bodyOf()} />`;
+  } catch (error) {
+    shown = html`<p class="error" role="alert">${error.message}</p>`;
+  }
+  return html`<${Dialog} title="The request as code" onClose=${onClose} wide>${shown}<//>`;
+}

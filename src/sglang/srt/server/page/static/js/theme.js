@@ -3,11 +3,19 @@
 
 (() => {
   const system = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = "system";
+  try {
+    chosen = localStorage.getItem("sglang.theme") ?? chosen;
+  } catch {
+    // the browser gives pages no storage
+  }
   const apply = () => {
-    const chosen = localStorage.getItem("sglang.theme") ?? (system.matches ? "dark" : "light");
-    document.documentElement.dataset.theme = chosen === "dark" ? "dark" : "light";
+    document.documentElement.dataset.theme = chosen === "dark" || (chosen !== "light" && system.matches) ? "dark" : "light";
   };
   system.addEventListener("change", apply);
-  addEventListener("sglang-theme", apply);
+  addEventListener("sglang-theme", (event) => {
+    chosen = event.detail;
+    apply();
+  });
   apply();
 })();

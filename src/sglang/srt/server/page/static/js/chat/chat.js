@@ -1,17 +1,19 @@
 // The chat: conversations at the side, messages, and the composer.
-import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, plural, Icon, IconButton } from "../lib.js";
-import { server } from "../api.js";
+import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, plural, readFile, Icon, IconButton } from "../lib.js";
+import { modelOf, server } from "../api.js";
 import * as conversations from "./conversations.js";
 import { BranchTree } from "./branches.js";
 import { Composer } from "./composer.js";
 import { isRunning, stop } from "./generate.js";
+import { Long } from "./markdown.js";
 import { Message } from "./message.js";
-import { modelOf, options, OptionsDialog, tokenView } from "./options.js";
+import { OptionsDialog, tokenView } from "./options.js";
 
 /** of conversations, before they can be searched */
 const NUM_UNSOUGHT = 12;
 /** the last messages of a conversation, which are shown */
 const NUM_SHOWN = 100;
+const LONGEST_SYSTEM = 20_000;
 
 function Kept({ onChoose }) {
   const list = useStore(conversations.list);
@@ -24,7 +26,7 @@ function Kept({ onChoose }) {
     event.target.value = "";
     if (!file) return;
     try {
-      setNotice(`${await conversations.importAll(await file.text())} imported`);
+      setNotice(`${await conversations.importAll(await readFile(file))} imported`);
     } catch (error) {
       setNotice(`${file.name} was not imported: ${error.message}`);
     }
@@ -67,7 +69,6 @@ const STARTERS = [
 ];
 
 function Empty({ known }) {
-  const set = useStore(options);
   const put = (text) => {
     const area = document.querySelector(".composer textarea");
     area.value = text;
@@ -75,7 +76,7 @@ function Empty({ known }) {
     area.focus();
   };
   return html`<div class="empty">
-    <h2>${modelOf(known, set) ?? "…"}</h2>
+    <h2>${modelOf(known) ?? "…"}</h2>
     <p>Conversations stay in this browser.</p>
     <ul>${STARTERS.map((text) => html`<li><button type="button" onClick=${() => put(text)}>${text}</button></li>`)}</ul>
   </div>`;
@@ -84,7 +85,7 @@ function Empty({ known }) {
 /** Keeps the end of the conversation in view while it grows, unless the user has scrolled away. */
 function useEndInView(box, conversation) {
   const sticks = useRef(true);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const node = box.current;
     const onScroll = () => {
       sticks.current = node.scrollHeight - node.scrollTop - node.clientHeight < 60;
@@ -119,7 +120,7 @@ export function Chat({ drawer, setDrawer }) {
   const counts = new Map();
   for (const node of Object.values(conversation.nodes)) counts.set(node.parent, (counts.get(node.parent) ?? 0) + 1);
   const busyNode = path.find(isRunning);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const key = (event) => {
       if (event.key === "Escape" && busyNode && !document.querySelector("dialog[open], .alternatives")) stop(busyNode);
     };
@@ -140,7 +141,7 @@ export function Chat({ drawer, setDrawer }) {
       </div>`}
       <div class="messages" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Messages">
         <div class="column">
-          ${path.length > 0 && system && html`<p class="system"><b>System</b> ${system}</p>`}
+          ${path.length > 0 && system && html`<p class="system"><b>System</b> <${Long} text=${system} most=${LONGEST_SYSTEM} /></p>`}
           ${earlier > 0 && html`<p class="center"><button type="button" class="quiet" onClick=${() => setWhole(conversation.id)}>Show ${plural(earlier, "earlier message")}</button></p>`}
           ${path.slice(earlier).map((node) => html`<${Message} key=${node.id} node=${node} version=${node.version} busy=${isRunning(node)} tokens=${tokens} siblings=${counts.get(node.parent)} />`)}
           ${!path.length && html`<${Empty} known=${known} />`}

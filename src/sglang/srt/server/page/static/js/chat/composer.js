@@ -1,5 +1,5 @@
 // Where the user writes: text, images by drop, paste and camera, files of text.
-import { html, useState, useEffect, useRef, useStore, Dialog, Icon, IconButton } from "../lib.js";
+import { html, useState, useEffect, useLayoutEffect, useRef, useStore, Dialog, Icon, IconButton } from "../lib.js";
 import { server } from "../api.js";
 import { add, current } from "./conversations.js";
 import { answer } from "./generate.js";
@@ -47,6 +47,7 @@ async function readText(file) {
 function Camera({ onShot, onClose }) {
   const video = useRef(null);
   const [problem, setProblem] = useState(null);
+  const [seen, setSeen] = useState(false);
   useEffect(() => {
     let stream = null;
     let left = false;
@@ -73,8 +74,8 @@ function Camera({ onShot, onClose }) {
     onClose();
   };
   return html`<${Dialog} title="Camera" onClose=${onClose}>
-    ${problem ? html`<p class="error" role="alert">${problem}</p>` : html`<video ref=${video} autoplay playsinline muted></video>`}
-    <footer><button type="button" class="primary" disabled=${problem !== null} onClick=${shoot}>Take the picture</button></footer>
+    ${problem ? html`<p class="error" role="alert">${problem}</p>` : html`<video ref=${video} autoplay playsinline muted onLoadedData=${() => setSeen(true)}></video>`}
+    <footer><button type="button" class="primary" disabled=${!seen} onClick=${shoot}>Take the picture</button></footer>
   <//>`;
 }
 
@@ -91,13 +92,13 @@ export function Composer({ running, onOptions }) {
   const known = useStore(server);
   const takesImages = known?.info?.has_image_understanding === true;
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const box = area.current;
     box.style.height = "auto";
     box.style.height = `${Math.min(box.scrollHeight, innerHeight * 0.4)}px`;
   }, [text]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const block = (event) => event.preventDefault();
     const drop = (event) => {
       event.preventDefault();
@@ -114,7 +115,7 @@ export function Composer({ running, onOptions }) {
     return () => {
       for (const [name, handler] of Object.entries(all)) removeEventListener(name, handler);
     };
-  }, [takesImages]);
+  }, [takesImages, known?.info]);
 
   const takeFiles = async (given) => {
     setProblem(null);
@@ -124,7 +125,7 @@ export function Composer({ running, onOptions }) {
           const read = await readText(file);
           setFiles((before) => [...before, read]);
         } else if (!takesImages) {
-          setProblem("This model reads text only: it cannot see images.");
+          setProblem(known?.info ? "This model reads text only: it cannot see images." : "Whether this model sees images is known once it is in memory: send it a message first.");
         } else {
           const url = await readImage(file);
           setImages((before) => [...before, url]);

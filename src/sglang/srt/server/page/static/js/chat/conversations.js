@@ -3,8 +3,8 @@
 //   conversation {id, title, created, updated, system, root children, nodes: {id: node}, leaf}
 //   node {id, parent, role, content, images, files, reasoning, calls, stats, tokens, ...}; `leaf` is the end of the branch on view
 import { server } from "../api.js";
-import { Store, newId } from "../lib.js";
-import { conversationFrom } from "./imports.js";
+import { Store, inTab, newId, parseJson } from "../lib.js";
+import { conversationFrom, nodeFrom } from "./imports.js";
 
 const NAME = "sglang";
 const TABLE = "conversations";
@@ -47,20 +47,50 @@ export function fresh() {
 /** What the conversation begins with: the user's words, or what the server suggests for its model. */
 export const systemOf = (conversation) => conversation.system ?? server.value?.info?.suggested_system_prompt ?? "";
 
-export async function loadAll() {
+/** What the page begins with: all conversations that are kept, and that on view when this tab was left. */
+export async function begin() {
+  await keepLeft();
+  await Promise.all([loadAll(), reopen()]);
+}
+
+async function loadAll() {
   try {
     const all = await run("readonly", (table) => table.getAll());
     all.sort((a, b) => b.updated - a.updated);
-    list.set(all.map(({ id, title, updated }) => ({ id, title, updated })));
+    list.set(all.map(({ id, title, updated }) => ({ id, title: String(title ?? ""), updated })));
   } catch (error) {
     storageError.set(`Conversations cannot be kept in this browser: ${error.message}`);
   }
 }
 
-export async function open(id) {
+/** The conversation that is kept by this id, if there is one. Throws an Error if other programs at this address have damaged it. */
+async function read(id) {
   const found = await run("readonly", (table) => table.get(id));
-  if (found) current.set(found);
-  return found;
+  return found && conversationFrom(found, fresh());
+}
+
+export async function open(id) {
+  try {
+    const found = await read(id);
+    if (found) current.set(found);
+  } catch (error) {
+    storageError.set(`The conversation cannot be read: ${error.message}`);
+  }
+}
+
+const ON_VIEW = "sglang.conversation";
+let noted = null;
+current.follow(() => {
+  const { id } = current.value;
+  if (id !== noted) inTab.put(ON_VIEW, id);
+  noted = id;
+});
+
+/** Opens what this tab had on view before it was loaded anew. */
+async function reopen() {
+  const id = inTab.get(ON_VIEW);
+  const found = id && (await read(id).catch(() => null));
+  if (found && isEmpty(current.value)) current.set(found);
 }
 
 export async function remove(id) {
@@ -77,7 +107,7 @@ export async function exportAll() {
 
 /** Takes conversations as `exportAll` gave them. Returns how many. Throws an Error for anything else. */
 export async function importAll(text) {
-  const given = JSON.parse(text);
+  const given = parseJson(text);
   const all = Array.isArray(given) ? given : Array.isArray(given?.conversations) ? given.conversations : [given];
   const checked = all.map((one) => conversationFrom(one, fresh()));
   for (const conversation of checked) await run("readwrite", (table) => table.put(conversation));
@@ -127,14 +157,33 @@ export async function keep() {
   }
 }
 
-/** Writes what is not yet written while the page is left: there is no time to read. */
+const LEFT = "sglang.left";
+
+/** Writes what is not yet written while the page is left: there is no time to read. A transaction may end with the page, so that
+ * the tab keeps the text as well, if it has room for it. */
 export function keepAtOnce() {
   const all = [...new Map([...writing, ...waiting]).values()].filter((conversation) => !isEmpty(conversation));
+  if (all.length) inTab.put(LEFT, JSON.stringify(all));
   run("readwrite", (table) => {
     for (const conversation of all) table.put(conversation);
     table.transaction.commit();
     return Promise.resolve();
   }).catch(() => {}); // there is nobody to tell
+}
+
+/** Writes what this tab held when it was left. */
+async function keepLeft() {
+  const text = inTab.get(LEFT);
+  if (text === null) return;
+  inTab.put(LEFT, null);
+  try {
+    for (const one of parseJson(text)) {
+      const conversation = conversationFrom(one, fresh());
+      await run("readwrite", (table) => putMerged(table, conversation));
+    }
+  } catch {
+    // other programs at this address have damaged it, or nothing is kept in this browser, which loadAll says
+  }
 }
 
 const isEmpty = (conversation) => !Object.keys(conversation.nodes).length && !conversation.system;
@@ -163,10 +212,13 @@ const deleted = new Map();
 function merge(conversation, kept) {
   const gone = deleted.get(conversation.id);
   for (const [id, node] of Object.entries(kept?.nodes ?? {})) {
-    const ours = conversation.nodes[id];
-    const hasPlace = node.parent === null || node.parent in conversation.nodes;
-    const isNews = ours ? (node.version ?? 0) > (ours.version ?? 0) : hasPlace && !gone?.has(id);
-    if (isNews) conversation.nodes[id] = node;
+    const ours = Object.hasOwn(conversation.nodes, id) ? conversation.nodes[id] : null;
+    const isNews = ours ? (node?.version ?? 0) > (ours.version ?? 0) : !gone?.has(id);
+    try {
+      if (isNews) conversation.nodes[id] = nodeFrom(id, node, conversation.nodes);
+    } catch {
+      // its parent was deleted here, or it was not written by this page
+    }
   }
 }
 

@@ -1,8 +1,8 @@
 // An answer on its way: the request, its stream, and what is noted of it.
-import { events, send, server } from "../api.js";
+import { events, loadServer, modelOf, send, server } from "../api.js";
 import { add, keep, pathTo, systemOf, touch } from "./conversations.js";
 import { announce } from "../lib.js";
-import { modelOf, options, tokenView, toolsOf } from "./options.js";
+import { options, tokenView, toolsOf } from "./options.js";
 
 export const NUM_ALTERNATIVES = 8;
 /** node id -> AbortController of the answers that grow */
@@ -14,8 +14,15 @@ export function stop(node) {
   running.get(node.id)?.abort();
 }
 
+/** A file in a message: between fences that are longer than any in it. */
+function fenced({ name, text }) {
+  const longest = Math.max(2, ...(text.match(/`{3,}/g) ?? []).slice(0, 10_000).map((ticks) => ticks.length));
+  const fence = "`".repeat(longest + 1);
+  return `${name}:\n${fence}\n${text}\n${fence}`;
+}
+
 function contentOf(node) {
-  const text = [...(node.files ?? []).map((file) => `${file.name}:\n\`\`\`\n${file.text}\n\`\`\``), node.content].filter(Boolean).join("\n\n");
+  const text = [...(node.files ?? []).map((file) => fenced(file)), node.content].filter(Boolean).join("\n\n");
   if (!node.images?.length) return text;
   const images = node.images.map((url) => ({ type: "image_url", image_url: { url } }));
   return [...images, ...(text ? [{ type: "text", text }] : [])];
@@ -38,7 +45,7 @@ export function requestFor(conversation, parent, begun = "") {
   const messages = pathTo(conversation, parent).map(messageOf);
   const system = systemOf(conversation);
   if (system.trim()) messages.unshift({ role: "system", content: system });
-  const model = modelOf(server.value, set) ?? "default";
+  const model = modelOf(server.value) ?? "default";
   const body = { model, messages, ...set.sampling };
   const stops = set.stop.split("\n").filter(Boolean);
   if (stops.length) body.stop = stops;
@@ -81,11 +88,13 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
       touch(conversation, node);
     }
     if (!node.finish) throw new Error("The answer ended before it was complete.");
+    if (server.value?.isGateway && !server.value.info) loadServer(); // its model is in memory now
     announce("The answer is complete.");
   } catch (error) {
     if (error.name === "AbortError") node.finish = "stopped";
     else node.error = error.message;
     if (node.error) announce(`Error: ${node.error}`);
+    if (error.status === 404) loadServer(); // another model may be served by now
   } finally {
     node.stats = statsOf(node, times);
     touch(conversation, node);

@@ -4,6 +4,15 @@ const ROLES = ["user", "assistant", "tool"];
 const ORIGINS = ["sampled", "draft", "forced"];
 const ID = /^[a-z0-9]{1,40}$/;
 const MAX_MESSAGES = 20000;
+/** of one message */
+const MAX_CALLS = 200;
+const MAX_FILES = 1000;
+const MAX_TOKENS = 200_000;
+/** of one token */
+const MAX_BYTES = 1000;
+const MAX_OTHERS = 50;
+const LONGEST_NAME = 1000;
+const LONGEST_ERROR = 10_000;
 
 const text = (value) => (typeof value === "string" ? value : "");
 const words = (value) => (typeof value === "string" ? value : null);
@@ -11,7 +20,7 @@ const number = (value) => (Number.isFinite(value) ? value : null);
 const list = (value) => (Array.isArray(value) ? value : []);
 const member = (value) => (typeof value === "object" && value !== null ? value : {});
 const isImage = (url) => typeof url === "string" && url.startsWith("data:image/");
-const bytes = (value) => (Array.isArray(value) && value.every((one) => Number.isInteger(one) && one >= 0 && one < 256) ? { b: value } : {});
+const bytes = (value) => (Array.isArray(value) && value.length <= MAX_BYTES && value.every((one) => Number.isInteger(one) && one >= 0 && one < 256) ? { b: value } : {});
 
 /** A conversation, like `fresh`. Throws an Error that says what is wrong. */
 export function conversationFrom(given, fresh) {
@@ -34,23 +43,25 @@ export function conversationFrom(given, fresh) {
   };
 }
 
-function nodeFrom(id, given, all) {
+/** One message of it, whose parent is among `all`. Throws an Error, too. */
+export function nodeFrom(id, given, all) {
   const hasPlace = given?.parent === null || (typeof given?.parent === "string" && Object.hasOwn(all, given.parent));
   if (!ID.test(id) || given?.id !== id || !ROLES.includes(given.role) || typeof given.content !== "string" || !hasPlace) {
     throw new Error(`message ${id.slice(0, 40)} of the conversation is damaged`);
   }
-  const node = { id, parent: given.parent, role: given.role, content: given.content, created: number(given.created) ?? 0, version: 0 };
-  node.images = list(given.images).filter(isImage);
-  node.files = list(given.files).map((file) => ({ name: text(file?.name), text: text(file?.text) }));
+  const node = { id, parent: given.parent, role: given.role, content: given.content, created: number(given.created) ?? 0 };
+  node.version = Number.isSafeInteger(given.version) && given.version > 0 ? given.version : 0;
+  node.images = list(given.images).slice(0, MAX_FILES).filter(isImage);
+  node.files = list(given.files).slice(0, MAX_FILES).map((file) => ({ name: text(file?.name).slice(0, LONGEST_NAME), text: text(file?.text) }));
   if (given.role === "tool") return { ...node, callId: text(given.callId) };
   if (given.role === "user") return node;
   node.reasoning = text(given.reasoning);
-  node.calls = list(given.calls).map((call) => ({ id: text(call?.id), name: text(call?.name), arguments: text(call?.arguments) }));
+  node.calls = list(given.calls).slice(0, MAX_CALLS).map((call) => ({ id: text(call?.id), name: text(call?.name).slice(0, LONGEST_NAME), arguments: text(call?.arguments) }));
   node.finish = words(given.finish) ?? undefined;
-  node.error = words(given.error);
+  node.error = words(given.error)?.slice(0, LONGEST_ERROR) ?? null;
   node.edited = given.edited === true;
   node.stats = given.stats ? statsFrom(given.stats) : null;
-  if (Array.isArray(given.tokens)) node.tokens = given.tokens.map(tokenFrom);
+  if (Array.isArray(given.tokens)) node.tokens = given.tokens.slice(0, MAX_TOKENS).map(tokenFrom);
   if (Number.isInteger(given.scored)) node.scored = given.scored;
   return node;
 }
@@ -59,11 +70,11 @@ const STATS = ["completion", "prompt", "cached", "first", "rate", "total"];
 const statsFrom = (given) => Object.fromEntries(STATS.map((name) => [name, number(given[name])]));
 
 function tokenFrom(given) {
-  const token = { t: text(given?.t), ...bytes(given?.b) };
+  const token = { t: text(given?.t).slice(0, MAX_BYTES), ...bytes(given?.b) };
   if (ORIGINS.includes(given?.o)) token.o = given.o;
   if (given?.chosen === true) token.chosen = true;
   if (Number.isFinite(given?.p)) token.p = given.p;
-  if (Array.isArray(given?.a)) token.a = given.a.map((other) => ({ t: text(other?.t), p: number(member(other).p), ...bytes(other?.b) }));
+  if (Array.isArray(given?.a)) token.a = given.a.slice(0, MAX_OTHERS).map((other) => ({ t: text(other?.t).slice(0, MAX_BYTES), p: number(member(other).p), ...bytes(other?.b) }));
   return token;
 }
 

@@ -1,6 +1,6 @@
 // Text of a model as markup. Three fences: markdown-it makes no markup of markup (html: false), DOMPurify takes out whatever
 // could run or load something, and the browser runs nothing but the page's own files (the policy of page/files.py).
-import { html, useEffect, useLayoutEffect, useRef, useState, copyText } from "../lib.js";
+import { html, useEffect, useLayoutEffect, useRef, useState, copyText, withoutControls } from "../lib.js";
 import markdownIt from "../../vendor/markdown-it.js";
 import purify from "../../vendor/dompurify.js";
 import temml from "../../vendor/temml.js";
@@ -176,7 +176,7 @@ function lineStart(text, line) {
 function onClick(event) {
   const button = event.target.closest?.(".copy-code");
   if (!button) return;
-  copyText(button.closest(".code").querySelector("code").textContent);
+  copyText(withoutControls(button.closest(".code").querySelector("code").textContent));
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = "Copy"), 1500);
 }
@@ -193,10 +193,10 @@ function untilLaidOut(node, began) {
 /** Characters of one text that are shown. All are kept, copied and sent. */
 const MOST = 400_000;
 
-const rest = (text) => (text.length > MOST ? html`<p class="hint">${text.length - MOST} more characters are not shown.</p>` : null);
+const rest = (text, most = MOST) => (text.length > most ? html`<span class="hint rest">${text.length - most} more characters are not shown.</span>` : null);
 
 /** A text that may be too long to be shown. */
-export const Long = ({ text }) => html`${text.slice(0, MOST)}${rest(text)}`;
+export const Long = ({ text, most = MOST }) => html`${text.slice(0, most)}${rest(text, most)}`;
 
 /** `busy`: the text grows. Drawing it then takes one part in REST of the time at most: a block without an end costs more with every token. */
 export function Markdown({ text, busy = false }) {

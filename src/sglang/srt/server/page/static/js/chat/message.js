@@ -1,5 +1,5 @@
 // One message: what it says, and what can be done with it.
-import { html, Component, useState, CopyButton, Icon, IconButton, short, seconds } from "../lib.js";
+import { html, Component, useState, CopyButton, Icon, IconButton, parseJson, short, seconds } from "../lib.js";
 import { add, childrenOf, current, cut, show } from "./conversations.js";
 import { answer, isRunning, requestFor, stop } from "./generate.js";
 import { Long, Markdown } from "./markdown.js";
@@ -19,6 +19,9 @@ function Branches({ node }) {
   </span>`;
 }
 
+/** What is said of answers that did not end by themselves. */
+const ENDS = new Map([["length", "cut at max tokens"], ["stopped", "stopped"], ["abort", "ended by the server"]]);
+
 function Stats({ node }) {
   const { stats } = node;
   if (!stats || stats.completion === null) {
@@ -30,8 +33,7 @@ function Stats({ node }) {
     stats.rate && `${stats.rate.toFixed(1)} tokens/s`,
     stats.first !== null && `first after ${seconds(stats.first)}`,
     stats.prompt !== null && `prompt ${short(stats.prompt)}${stats.cached ? `, ${short(stats.cached)} cached` : ", none cached"}`,
-    node.finish === "length" && "cut at the longest answer",
-    node.finish === "stopped" && "stopped",
+    ENDS.get(node.finish),
   ];
   return html`<p class="stats">${parts.filter(Boolean).map((part) => html`<span>${part}</span>`)}</p>`;
 }
@@ -68,9 +70,9 @@ function ToolCall({ node, call }) {
   const [result, setResult] = useState("");
   let args = call.arguments;
   try {
-    args = JSON.stringify(JSON.parse(call.arguments), null, 2);
+    args = JSON.stringify(parseJson(call.arguments), null, 2);
   } catch {
-    // it is still being written
+    // it is still being written, or no JSON to be laid out
   }
   const send = (event) => {
     event.preventDefault();
@@ -80,7 +82,7 @@ function ToolCall({ node, call }) {
     if (answered) answer(conversation, tool.id);
   };
   return html`<div class="tool-call">
-    <p><${Icon} name="code" /> calls <code>${call.name}</code></p>
+    <p><${Icon} name="code" /> calls <code>${call.name.slice(0, LONGEST_NAME)}</code></p>
     <pre tabindex="0"><code><${Long} text=${args} /></code></pre>
     ${!isRunning(node) && !given && html`<form onSubmit=${send}><label>Its result <input value=${result} onInput=${(event) => setResult(event.target.value)} placeholder="what the tool gives back" /></label><button>Send</button></form>`}
   </div>`;
@@ -119,6 +121,8 @@ function Tools({ node, busy, onEdit, onCode }) {
   </div>`;
 }
 
+const LONGEST_NAME = 300;
+const LONGEST_ERROR = 5000;
 const WHO = { user: "You", assistant: "Model", tool: "Tool" };
 
 /** Drawn anew only if its version, or what surrounds it, has changed. */
@@ -133,16 +137,16 @@ export class Message extends Component {
     return html`<article class=${`message ${node.role}`} aria-label=${`${WHO[node.role]} said`} aria-busy=${busy}>
       <h3 class="who">${WHO[node.role]}</h3>
       ${node.images?.length > 0 && html`<div class="images">${node.images.map((url, i) => html`<img src=${url} alt=${`image ${i + 1} of the message`} />`)}</div>`}
-      ${node.files?.length > 0 && html`<ul class="files">${node.files.map((file) => html`<li><${Icon} name="file" /> ${file.name}</li>`)}</ul>`}
+      ${node.files?.length > 0 && html`<ul class="files">${node.files.map((file) => html`<li><${Icon} name="file" /> ${file.name.slice(0, LONGEST_NAME)}</li>`)}</ul>`}
       ${node.reasoning && html`<details class="reasoning" open=${busy && !node.content}><summary>Reasoning</summary><${Markdown} text=${node.reasoning} busy=${busy} /></details>`}
       ${editing ? html`<${Editor} node=${node} onClose=${close} />` : html`<${Body} node=${node} busy=${busy} />`}
       ${busy && !node.content && !node.reasoning && html`<p class="waiting" aria-label="waiting for the first token"><i></i><i></i><i></i></p>`}
       ${tokens !== "text" && node.tokens && !busy && html`<${Legend} view=${tokens} />`}
       ${node.calls?.map((call) => html`<${ToolCall} key=${call.id} node=${node} call=${call} />`)}
-      ${node.error && html`<p class="error" role="alert">${node.error}</p>`}
+      ${node.error && html`<p class="error" role="alert"><${Long} text=${node.error} most=${LONGEST_ERROR} /></p>`}
       ${node.role === "assistant" && !busy && html`<${Stats} node=${node} />`}
       ${!editing && html`<${Tools} node=${node} busy=${busy} onEdit=${() => this.setState({ editing: true })} onCode=${() => this.setState({ code: true })} />`}
-      ${code && html`<${CodeDialog} path="/v1/chat/completions" body=${requestFor(current.value, node.parent)} onClose=${close} />`}
+      ${code && html`<${CodeDialog} path="/v1/chat/completions" bodyOf=${() => requestFor(current.value, node.parent)} onClose=${close} />`}
     </article>`;
   }
 }

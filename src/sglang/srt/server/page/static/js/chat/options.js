@@ -1,6 +1,6 @@
 // Sampling options: what the user set is sent, everything else is the model's.
-import { html, useState, useStore, KeptStore, Dialog } from "../lib.js";
-import { server } from "../api.js";
+import { html, useEffect, useState, useStore, parseJson, KeptStore, Dialog } from "../lib.js";
+import { choose, loadServer, modelOf, server } from "../api.js";
 import { current, systemOf, touch } from "./conversations.js";
 
 /** name, what it is called, least, most, step, what holds if nobody says anything */
@@ -9,26 +9,33 @@ export const FIELDS = [
   { name: "top_p", label: "Top p", least: 0.01, most: 1, step: 0.01, plain: 1, hint: "the likeliest tokens with this probability together" },
   { name: "top_k", label: "Top k", least: -1, most: 1000, step: 1, plain: -1, hint: "the k likeliest tokens; -1: all" },
   { name: "min_p", label: "Min p", least: 0, most: 1, step: 0.01, plain: 0, hint: "tokens at least this likely, relative to the likeliest" },
-  { name: "max_tokens", label: "Longest answer", least: 1, most: 1e6, step: 1, plain: "what fits", hint: "in tokens" },
+  { name: "max_tokens", label: "Max tokens", least: 1, most: 1e6, step: 1, plain: "what fits", hint: "the longest answer, in tokens" },
   { name: "repetition_penalty", label: "Repetition penalty", least: 0.01, most: 2, step: 0.01, plain: 1, hint: "above 1: says things less often again" },
   { name: "frequency_penalty", label: "Frequency penalty", least: -2, most: 2, step: 0.1, plain: 0, hint: "per earlier occurrence" },
   { name: "presence_penalty", label: "Presence penalty", least: -2, most: 2, step: 0.1, plain: 0, hint: "for tokens that occurred" },
   { name: "seed", label: "Seed", least: 0, most: 2 ** 53, step: 1, plain: "a new one", hint: "the same seed gives the same answer" },
 ];
 
-export const options = new KeptStore("sglang.options", { sampling: {}, stop: "", tools: "", thinking: null, model: null });
-/** How answers are shown: "text", "origins" of tokens, or "tokens" with their probabilities. */
-export const tokenView = new KeptStore("sglang.tokenView", "text");
+const words = (value) => (typeof value === "string" ? value : "");
 
-/** The name of the model that is asked: the chosen one if it is served, else the first. */
-export function modelOf(known, { model }) {
-  const models = known?.models ?? [];
-  return models.some((card) => card.id === model) ? model : models[0]?.id;
+function soundOptions(kept) {
+  const isOne = ({ name, least, most }) => Number.isFinite(kept?.sampling?.[name]) && kept.sampling[name] >= least && kept.sampling[name] <= most;
+  const sampling = Object.fromEntries(FIELDS.filter(isOne).map(({ name }) => [name, kept.sampling[name]]));
+  return { sampling, stop: words(kept?.stop), tools: words(kept?.tools), thinking: typeof kept?.thinking === "boolean" ? kept.thinking : null };
 }
 
-export function defaultOf(field) {
+export const options = new KeptStore("sglang.options", soundOptions);
+/** How answers are shown: "text", "origins" of tokens, or "tokens" with their probabilities. */
+export const tokenView = new KeptStore("sglang.tokenView", (kept) => (["tokens", "origins"].includes(kept) ? kept : "text"));
+
+const PENALTIES = ["repetition_penalty", "frequency_penalty", "presence_penalty"];
+
+/** `sampling`: what is set. The model's own penalties don't apply to greedy decoding. */
+export function defaultOf(field, sampling) {
   const info = server.value?.info ?? {};
-  const known = { ...info.sampling_defaults, ...info.preferred_sampling_params };
+  const models = { ...info.sampling_defaults };
+  if (sampling.temperature === 0 || sampling.top_k === 1) for (const name of PENALTIES) delete models[name];
+  const known = { ...models, ...info.preferred_sampling_params };
   const name = field.name === "max_tokens" ? "max_new_tokens" : field.name;
   return known[name] ?? field.plain;
 }
@@ -38,7 +45,7 @@ export function toolsOf(text) {
   if (!text.trim()) return null;
   let tools;
   try {
-    tools = JSON.parse(text);
+    tools = parseJson(text);
   } catch (error) {
     throw new Error(`The tools are not JSON: ${error.message}`);
   }
@@ -57,11 +64,11 @@ const EXAMPLE_TOOLS = [
   },
 ];
 
-function NumberField({ field, value, onChange }) {
+function NumberField({ field, fallback, value, onChange }) {
   const id = `option-${field.name}`;
   const set = (text) => onChange(text === "" ? undefined : Math.min(Math.max(Number(text), field.least), field.most));
   const isRange = field.most <= 2;
-  const fallback = defaultOf(field);
+  const [typed, setTyped] = useState(null); // until it is complete; what is drawn again meanwhile must not take it away
   return html`<div class="option">
     <label for=${id}>${field.label}</label>
     <span class="hint" id=${`${id}-hint`}>${field.hint}</span>
@@ -75,9 +82,10 @@ function NumberField({ field, value, onChange }) {
         min=${field.least}
         max=${field.most}
         step=${field.step}
-        value=${value ?? ""}
+        value=${typed ?? value ?? ""}
         placeholder=${fallback}
-        onChange=${(event) => set(event.target.value)}
+        onInput=${(event) => setTyped(event.target.value)}
+        onChange=${(event) => { setTyped(null); set(event.target.value); }}
       />
       ${value !== undefined && html`<button type="button" class="quiet" onClick=${() => onChange(undefined)} aria-label=${`${field.label}: back to the default, ${fallback}`}>Default</button>`}
     </div>
@@ -105,12 +113,16 @@ export function OptionsDialog({ onClose }) {
     }
   };
   const models = known?.models ?? [];
+  useEffect(() => {
+    loadServer(); // adapters come and go
+  }, []);
   return html`<${Dialog} title="Options" onClose=${onClose} wide>
     <div class="options">
       ${models.length > 1 &&
       html`<div class="option"><label for="option-model">Model</label>
-        <select id="option-model" value=${modelOf(known, set)} onChange=${(event) => options.put({ model: event.target.value })}>
-          ${models.map((model) => html`<option value=${model.id}>${model.id}</option>`)}
+        ${!known.info && html`<span class="hint">the first message loads it</span>`}
+        <select id="option-model" value=${modelOf(known)} onChange=${(event) => choose(event.target.value)}>
+          ${models.map((model) => html`<option value=${model.name}>${model.name}${model.loaded === false ? " (not in memory)" : ""}</option>`)}
         </select></div>`}
       <div class="option whole">
         <label for="option-system">System prompt</label>
@@ -120,7 +132,7 @@ export function OptionsDialog({ onClose }) {
           touch(conversation);
         }} />
       </div>
-      ${FIELDS.map((field) => html`<${NumberField} key=${field.name} field=${field} value=${set.sampling[field.name]} onChange=${(value) => change(field.name, value)} />`)}
+      ${FIELDS.map((field) => html`<${NumberField} key=${field.name} field=${field} fallback=${defaultOf(field, set.sampling)} value=${set.sampling[field.name]} onChange=${(value) => change(field.name, value)} />`)}
       <div class="option">
         <label for="option-thinking">Reasoning</label>
         <span class="hint">for models that can be told</span>

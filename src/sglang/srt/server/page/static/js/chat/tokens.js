@@ -1,5 +1,5 @@
 // An answer token by token: how likely each was, what else it could have been, and where it came from.
-import { html, useState, useEffect, useRef, Component } from "../lib.js";
+import { html, useState, useLayoutEffect, useRef, Component } from "../lib.js";
 
 /** Tokens of a piece: at least, so that it ends with a line, and at most. A piece is drawn and laid out by itself. */
 const PIECE = 150;
@@ -67,7 +67,7 @@ class Piece extends Component {
 
 function Alternatives({ token, at, onPick, onClose, place }) {
   const ref = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const box = ref.current;
     const room = document.documentElement.clientWidth;
     box.style.left = `${Math.max(8, Math.min(place.left, room - box.offsetWidth - 8))}px`;
@@ -99,7 +99,7 @@ export function Tokens({ tokens, view, scored, busy, onPick }) {
     setPicked(null);
     if (back) box.current?.focus();
   };
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (picked === null) return undefined;
     const outside = (event) => !event.target.closest(".alternatives, .token") && setPicked(null);
     document.addEventListener("pointerdown", outside);

@@ -1,11 +1,10 @@
 // Constraints: an editor that says what is wrong while it is written, and the answer as it is held to them.
-import { html, useState, useEffect, useRef, Icon } from "../lib.js";
-import { events, postJson, send, server } from "../api.js";
-import { modelOf, options } from "../chat/options.js";
+import { html, useState, useEffect, useRef, parseJson, Icon } from "../lib.js";
+import { events, modelOf, pathOf, postJson, send, server } from "../api.js";
 import { RequestCode } from "../request_code.js";
 import { JsonError, readBeginning, readJson } from "./json_text.js";
 import { EXAMPLES } from "./examples.js";
-import { Field } from "./form.js";
+import { Field, NUM_COMING } from "./form.js";
 import { placeOf } from "./places.js";
 
 const KINDS = [["json_schema", "JSON schema"], ["regex", "Regular expression"], ["ebnf", "Grammar"]];
@@ -14,6 +13,15 @@ const CHECK_MS = 350;
 function whereIs(text, at) {
   const before = text.slice(0, at).split("\n");
   return `line ${before.length}, column ${before.at(-1).length + 1}`;
+}
+
+/** Whether a text is JSON, whatever it says. */
+function isWhole(text) {
+  try {
+    return parseJson(text) !== undefined;
+  } catch {
+    return false;
+  }
 }
 
 /** What is wrong with a constraint: {message, place}, or null. The server has the last word: it compiles it, and generates nothing. */
@@ -29,7 +37,7 @@ async function check(kind, text, signal) {
     }
   }
   try {
-    await postJson("/generate", { text: " ", sampling_params: { max_new_tokens: 0, [kind]: text } }, signal);
+    await postJson(pathOf("/generate"), { text: " ", sampling_params: { max_new_tokens: 0, [kind]: text } }, signal);
     return null;
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -66,21 +74,20 @@ export function Constraints() {
   const [kind, setKind] = useState("json_schema");
   const [texts, setTexts] = useState({ json_schema: EXAMPLES.json_schema[0].text, regex: EXAMPLES.regex[0].text, ebnf: EXAMPLES.ebnf[0].text });
   const [prompt, setPrompt] = useState(EXAMPLES.json_schema[0].prompt);
-  const [problem, setProblem] = useState(null);
-  const [checking, setChecking] = useState(false);
+  const [verdict, setVerdict] = useState(null); // {kind, text, problem}: what was checked last
   const [answer, setAnswer] = useState(null);
   const [view, setView] = useState("form");
   const running = useRef(null);
   const text = texts[kind];
   const put = (value) => setTexts((before) => ({ ...before, [kind]: value }));
+  const isChecked = verdict?.kind === kind && verdict.text === text;
+  const problem = isChecked ? verdict.problem : null;
 
   useEffect(() => {
     const abort = new AbortController();
-    setChecking(true);
     const timer = setTimeout(async () => {
       try {
-        setProblem(await check(kind, text, abort.signal));
-        setChecking(false);
+        setVerdict({ kind, text, problem: await check(kind, text, abort.signal) });
       } catch (error) {
         if (error.name !== "AbortError") throw error;
       }
@@ -93,7 +100,7 @@ export function Constraints() {
 
   const body = () => {
     const constraint = kind === "json_schema" ? { response_format: { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(text) } } } : { [kind]: text };
-    return { model: modelOf(server.value, options.value) ?? "default", messages: [{ role: "user", content: prompt }], max_tokens: 500, ...constraint };
+    return { model: modelOf(server.value) ?? "default", messages: [{ role: "user", content: prompt }], max_tokens: 500, ...constraint };
   };
   const run = async () => {
     running.current?.abort();
@@ -132,6 +139,7 @@ export function Constraints() {
     event.target.value = "";
   };
   const schema = kind === "json_schema" && !problem ? readBeginning(text) : null;
+  const isJson = kind !== "json_schema" || isWhole(text);
   const views = [...(kind === "json_schema" ? [["form", "Form"]] : []), ["text", "Text"], ["code", "Code"]];
   const shown = views.some(([name]) => name === view) ? view : "text";
   return html`<div class="view constraints">
@@ -141,18 +149,18 @@ export function Constraints() {
         <select class="examples" aria-label="Examples" onChange=${choose}><option value="">Examples</option>${EXAMPLES[kind].map((example, i) => html`<option value=${i}>${example.name}</option>`)}</select>
       </div>
       <${Editor} kind=${kind} text=${text} onInput=${put} problem=${problem} />
-      <p id="constraint-problem" role="status" class=${problem ? "error" : "good"}>${problem ? html`${problem.place && html`<b>${whereIs(text, problem.place[0])}: </b>`}${problem.message}` : checking ? "…" : "The server can follow it."}</p>
+      <p id="constraint-problem" role="status" class=${problem ? "error" : isChecked ? "good" : ""}>${problem ? html`${problem.place && html`<b>${whereIs(text, problem.place[0])}: </b>`}${problem.message}` : isChecked ? "The server can follow it." : "Checking …"}</p>
       <label class="field">Question <textarea rows="3" value=${prompt} onInput=${(event) => setPrompt(event.target.value)} /></label>
       <div class="row"><span class="space"></span>
         ${answer?.busy && html`<button type="button" onClick=${() => running.current.abort()}><${Icon} name="stop" /> Stop</button>`}
-        <button type="button" class="primary" disabled=${problem !== null || answer?.busy} onClick=${run}>Generate</button></div>
+        <button type="button" class="primary" disabled=${problem !== null || !isJson || answer?.busy} onClick=${run}>Generate</button></div>
     </section>
     <section aria-label="Answer" aria-busy=${String(answer?.busy === true)}>
       <div class="segments" role="group" aria-label="Answer as">${views.map(([name, label]) => html`<button type="button" aria-pressed=${String(shown === name)} onClick=${() => setView(name)}>${label}</button>`)}</div>
       ${answer?.error && html`<p class="error" role="alert">${answer.error}</p>`}
-      ${shown === "form" && html`<div class="form"><${Field} name=${null} schema=${schema} root=${schema} value=${answer ? readBeginning(answer.text) : undefined} /></div>`}
+      ${shown === "form" && html`<div class="form"><${Field} name=${null} coming=${{ left: NUM_COMING }} schema=${schema} root=${schema} value=${answer ? readBeginning(answer.text) : undefined} /></div>`}
       ${shown === "text" && html`<pre class="answer-text" tabindex="0"><code>${answer?.text ?? ""}</code></pre>`}
-      ${shown === "code" && (problem ? html`<p class="hint">Mend the constraint first.</p>` : html`<${RequestCode} path="/v1/chat/completions" body=${body()} />`)}
+      ${shown === "code" && (problem || !isJson ? html`<p class="hint">Mend the constraint first.</p>` : html`<${RequestCode} path="/v1/chat/completions" body=${body()} />`)}
       ${answer?.finish === "length" && html`<p class="hint">The answer was cut after 500 tokens.</p>`}
     </section>
   </div>`;

@@ -8,6 +8,7 @@ export class JsonError extends Error {
 }
 
 const NUMBER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
+const MAX_DEPTH = 100;
 const ESCAPES = { '"': '"', "\\": "\\", "/": "/", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t" };
 
 class Reader {
@@ -18,6 +19,7 @@ class Reader {
     this.partial = partial;
     this.places = new Map();
     this.cut = false;
+    this.depth = 0;
   }
 
   fail(message) {
@@ -35,7 +37,14 @@ class Reader {
   value(path) {
     this.space();
     const from = this.at;
+    if (this.depth >= MAX_DEPTH) {
+      this.cut = this.partial;
+      if (this.partial) return undefined;
+      throw new JsonError(`values stand in each other more than ${MAX_DEPTH} levels deep`, from);
+    }
+    this.depth += 1;
     const found = this.any(path);
+    this.depth -= 1;
     this.places.set(path, [from, this.at]);
     return found;
   }

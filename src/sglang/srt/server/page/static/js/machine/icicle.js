@@ -186,7 +186,7 @@ export function Icicle({ version, bytesPerToken }) {
     <figcaption aria-live="polite">
       ${node
         ? html`<b>${short(node.length)} tokens</b> from position ${node.start}${bytesPerToken ? `, ${bytes(node.length * bytesPerToken)}` : ""}, ${node.locked ? "locked by a running request" : "free to be evicted"}, found by ${node.hits} later ${node.hits === 1 ? "request" : "requests"} <code>${node.text}</code>`
-        : html`<span class="key c0">locked</span><span class="key c1">found again</span><span class="key idle">kept</span> ${top !== null && html`<button type="button" class="quiet" onClick=${() => setTop(null)}>Show all</button>`}`}
+        : html`<span class="key c0">locked</span><span class="key c1">reused</span><span class="key idle">kept</span> ${top !== null && html`<button type="button" class="quiet" onClick=${() => setTop(null)}>Show all</button>`}`}
     </figcaption>
   </figure>`;
 }

@@ -1,7 +1,8 @@
 // Programs: their runs as they happen, or from recordings: branches as lanes on a line of time, forks, and what each request read and said.
-import { html, useEffect, useMemo, useRef, useState, useStore, em, seconds, plural } from "../lib.js";
+import { html, useEffect, useMemo, useRef, useState, useStore, em, seconds, plural, readFile, CopyButton } from "../lib.js";
 import { server } from "../api.js";
-import { live, look, runNews, runs } from "../machine/live.js";
+import { languageHead } from "../request_code.js";
+import { live, look, placeOf, runNews, runs } from "../machine/live.js";
 import { readRecording } from "./recording.js";
 
 const MAX_LANES = 200;
@@ -25,14 +26,19 @@ function branchesOf(calls) {
   return [...all].sort(inOrder);
 }
 
-function ticks(span) {
-  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600].find((one) => span / one <= 8) ?? span / 8;
+/** Seconds from the beginning that are marked, `most` at most besides the beginning. */
+function ticks(span, most) {
+  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600].find((one) => span / one <= most) ?? span / most;
   const found = [];
   for (let at = 0; at <= span + step / 1000; at += step) found.push(at);
   return found;
 }
 
-const kindOf = (call) => (!call.ended ? "running" : call.reason === "abort" ? "aborted" : call.max_new_tokens === 0 ? "prefix" : call.constraint ? "constrained" : "free");
+const isPrefix = (call) => call.max_new_tokens === 0 && !call.choices;
+const kindOf = (call) => (!call.ended ? "running" : call.reason === "abort" ? "aborted" : isPrefix(call) ? "prefix" : call.constraint || call.choices ? "constrained" : "free");
+
+/** What a lane is called: of a deep branch the last numbers, as many as there is room for. */
+const laneName = (branch) => (branch === "0" ? "program" : branch.length < 9 ? `fork ${branch.slice(2)}` : `fork …${branch.slice(-6).replace(/^\d*\./, "")}`);
 
 /** The line of time: a lane for each branch, a bar for each request, curves from a fork's lane to its children's. */
 export function TimeLine({ run, picked, onPick, width }) {
@@ -51,8 +57,8 @@ export function TimeLine({ run, picked, onPick, width }) {
   const height = TOP + branches.length * LANE + 8;
   const first = (branch) => Math.min(...calls.filter((call) => call.branch === branch || call.branch.startsWith(`${branch}.`)).map((call) => call.at));
   return html`<svg class="time-line" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} role="group" aria-label="Line of time">
-    ${ticks(span).map((at) => html`<g class="tick"><line x1=${x(began + at)} x2=${x(began + at)} y1=${TOP - 4} y2=${height} /><text x=${x(began + at)} y=${0.9 * unit} text-anchor=${at > span * 0.94 ? "end" : "middle"}>${seconds(at)}</text></g>`)}
-    ${branches.map((branch) => html`<g class="lane"><text x=${0.5 * unit} y=${lanes.get(branch) + LANE / 2 + 0.26 * unit}>${branch === "0" ? "program" : `fork ${branch.slice(2)}`}</text><line x1=${LEFT} x2=${width - 16} y1=${lanes.get(branch) + LANE / 2} y2=${lanes.get(branch) + LANE / 2} /></g>`)}
+    ${ticks(span, Math.min(Math.max(Math.floor(room / (4.5 * unit)), 1), 8)).map((at) => html`<g class="tick"><line x1=${x(began + at)} x2=${x(began + at)} y1=${TOP - 4} y2=${height} /><text x=${x(began + at)} y=${0.9 * unit} text-anchor=${at > span * 0.94 ? "end" : "middle"}>${seconds(at)}</text></g>`)}
+    ${branches.map((branch) => html`<g class="lane"><text x=${0.5 * unit} y=${lanes.get(branch) + LANE / 2 + 0.26 * unit}><title>branch ${branch}</title>${laneName(branch)}</text><line x1=${LEFT} x2=${width - 16} y1=${lanes.get(branch) + LANE / 2} y2=${lanes.get(branch) + LANE / 2} /></g>`)}
     ${branches.filter((branch) => branch !== "0").map((branch) => {
       const parent = branch.slice(0, branch.lastIndexOf("."));
       const at = x(first(branch));
@@ -62,7 +68,7 @@ export function TimeLine({ run, picked, onPick, width }) {
     ${calls.map((call) => {
       const [from, to] = [x(call.at), x(call.ended ?? now)];
       const wide = Math.max(to - from, 3);
-      const label = `${call.name || (call.max_new_tokens === 0 ? "prefix" : "request")}, ${seconds((call.ended ?? now) - call.at)}`;
+      const label = `${call.name || (isPrefix(call) ? "prefix" : call.choices ? "select" : "request")}, ${seconds((call.ended ?? now) - call.at)}`;
       return html`<g class=${`call ${kindOf(call)}${picked === call.rid ? " on" : ""}`} tabindex="0" role="button" aria-pressed=${String(picked === call.rid)} aria-label=${`branch ${call.branch}: ${label}`} onClick=${() => onPick(call.rid)} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), onPick(call.rid))}>
         <title>${label}</title><rect x=${from} y=${lanes.get(call.branch) + 4} width=${wide} height=${LANE - 8} rx="4" />
         ${wide > 0.5 * unit * label.length && html`<text x=${from + 6} y=${lanes.get(call.branch) + LANE / 2 + 0.26 * unit}>${label}</text>`}
@@ -93,9 +99,10 @@ function Call({ call, calls }) {
   const figures = [
     call.prompt_len !== null && `prompt ${plural(call.prompt_len, "token")}`,
     call.cached !== undefined && call.cached !== null && `${call.cached} cached`,
-    call.completion !== undefined && call.completion !== null && `${plural(call.completion, "token")} written`,
+    call.completion !== undefined && call.completion !== null && !call.choices && `${plural(call.completion, "token")} written`,
     call.constraint && (call.constraint === true ? "constrained" : `constrained by ${call.constraint}`),
-    call.reason && `ended by ${call.reason}`,
+    call.choices && `${plural(call.choices.length, "choice")} scored`,
+    call.reason && !call.choices && `ended by ${call.reason}`,
   ];
   return html`<section class="call-text" aria-label="Request">
     <h3>${call.name || "Request"} <span class="hint">branch ${call.branch}</span></h3>
@@ -104,6 +111,33 @@ function Call({ call, calls }) {
     ${call.choices && html`<ul class="scored">${call.choices.map(([choice, score]) => html`<li class=${choice === call.text ? "on" : ""}><code>${choice}</code> ${score === null ? "" : score.toFixed(3)}</li>`)}</ul>`}
     <p class="hint"><span class="key c-program">program</span> <span class="key c1">model, before</span> <span class="key c0">this answer</span></p>
   </section>`;
+}
+
+const example = () => `${languageHead()}
+
+@sgl.function
+def tips(s):
+    s += sgl.user("Name three hobbies.")
+    s += sgl.assistant(sgl.gen("hobbies", max_tokens=40))
+    forks = s.fork(3)
+    for i, fork in enumerate(forks):
+        fork += sgl.user(f"Give one tip about number {i + 1}.")
+        fork += sgl.assistant(sgl.gen("tip", max_tokens=40))
+    forks.join()
+    s += sgl.user("Is that good advice?")
+    s += sgl.assistant(sgl.select("verdict", choices=["yes", "no"]))
+
+
+print(tips.run(temperature=0)["verdict"])
+`;
+
+function Empty() {
+  const text = example();
+  return html`<div class="empty-programs">
+    <p>Run a program against this server while this view is open, or open a recording. For example:</p>
+    <div class="code"><div class="code-bar"><span>python</span><${CopyButton} text=${text} label="Copy the program" /></div><pre tabindex="0"><code>${text}</code></pre></div>
+    <p class="hint">With SGLANG_TRACE=server in its environment, a program shows the names of its variables, too.</p>
+  </div>`;
 }
 
 export function Programs() {
@@ -118,7 +152,7 @@ export function Programs() {
   const [, tick] = useState(0);
   const box = useRef(null);
   const picker = useRef(null);
-  useEffect(() => look(), [known]);
+  useEffect(() => look(known), [placeOf(known)]);
   useEffect(() => {
     const watch = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
     watch.observe(box.current);
@@ -138,7 +172,7 @@ export function Programs() {
     event.target.value = "";
     if (!file) return;
     try {
-      const found = readRecording(await file.text()).map((one) => ({ ...one, id: `${file.name} ${one.id}`, title: one.title || file.name }));
+      const found = readRecording(await readFile(file)).map((one) => ({ ...one, id: `${file.name} ${one.id}`, title: one.title || file.name }));
       setRecorded(found);
       setChosen(found[0].id);
       setPicked(null);
@@ -158,8 +192,8 @@ export function Programs() {
     ${state.error && html`<p class="error" role="alert">${state.error}</p>`}
     ${all.length > 1 && html`<div class="segments" role="group" aria-label="Runs">${all.slice(0, 12).map((one) => html`<button type="button" aria-pressed=${String(one === run)} onClick=${() => (setChosen(one.id), setPicked(null))}>${one.title || `run ${one.id.slice(0, 6)}`} <span class="hint">${one.calls.size}</span></button>`)}</div>`}
     <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${setPicked} />`}</div>
-    ${run && html`${run.isCut && html`<p class="hint">The first ${run.calls.size} requests of the run are shown.</p>`}<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
-    ${!run && html`<p class="hint center">Run a program against this server while this view is open, or open a recording.</p>`}
+    ${run && html`${run.isCut && html`<p class="hint">The first ${run.calls.size} requests of the run are shown.</p>`}<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained, or a choice</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
+    ${!run && html`<${Empty} />`}
     ${call && html`<${Call} call=${call} calls=${calls} />`}
   </div>`;
 }

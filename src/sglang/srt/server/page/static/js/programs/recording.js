@@ -1,5 +1,7 @@
 // A recording (a file of one JSON object a line) as the runs that live ones are: {id, title, calls, began}.
 
+import { parseJson } from "../lib.js";
+
 const BRANCH = /^0(\.\d{1,6}){0,24}$/;
 const MAX_RUNS = 50;
 const MAX_CALLS = 2000;
@@ -7,28 +9,37 @@ const MAX_TEXT = 200_000;
 const MAX_CHOICES = 500;
 const LARGEST = 1e12;
 
+/** Throws an Error for what is no recording. */
 export function readRecording(content) {
   const runs = new Map();
-  content.split("\n").forEach((line, i) => {
-    if (!line.trim()) return;
-    let row;
-    try {
-      row = JSON.parse(line);
-    } catch {
-      throw new Error(`line ${i + 1} is not JSON: is this a recording?`);
-    }
-    if (typeof row !== "object" || row === null || typeof row.kind !== "string") throw new Error(`line ${i + 1} is no event of a recording`);
-    const id = text(row.run).slice(0, 100);
-    if (!runs.has(id) && runs.size >= MAX_RUNS) return;
-    if (!runs.has(id)) runs.set(id, { id, title: "", calls: new Map(), began: 0 });
-    const run = runs.get(id);
-    if (row.kind === "run") run.title = [row.program, row.backend, row.model].map(text).filter(Boolean).join(" · ").slice(0, 200);
-    if (row.kind === "call" && run.calls.size >= MAX_CALLS) run.isCut = true;
-    else if (row.kind === "call") run.calls.set(`${run.calls.size}`, callOf(row, run.calls.size));
-  });
+  let number = 0;
+  for (let from = 0; from < content.length; ) {
+    const end = content.indexOf("\n", from);
+    const line = content.slice(from, end < 0 ? content.length : end);
+    from = end < 0 ? content.length : end + 1;
+    number += 1;
+    if (line.trim()) takeLine(runs, line, number);
+  }
   const found = [...runs.values()].filter((run) => run.calls.size);
   if (!found.length) throw new Error("there is no request in this recording");
   return found;
+}
+
+function takeLine(runs, line, at) {
+  let row;
+  try {
+    row = parseJson(line);
+  } catch (error) {
+    throw new Error(`line ${at} is not JSON (${error.message.slice(0, 100)}): is this a recording?`);
+  }
+  if (typeof row !== "object" || row === null || typeof row.kind !== "string") throw new Error(`line ${at} is no event of a recording`);
+  const id = text(row.run).slice(0, 100);
+  if (!runs.has(id) && runs.size >= MAX_RUNS) return;
+  if (!runs.has(id)) runs.set(id, { id, title: "", calls: new Map(), began: 0 });
+  const run = runs.get(id);
+  if (row.kind === "run") run.title = [row.program, row.backend, row.model].map(text).filter(Boolean).join(" · ").slice(0, 200);
+  if (row.kind === "call" && run.calls.size >= MAX_CALLS) run.isCut = true;
+  else if (row.kind === "call") run.calls.set(`${run.calls.size}`, callOf(row, run.calls.size));
 }
 
 const text = (value) => (typeof value === "string" ? value : "");

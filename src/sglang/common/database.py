@@ -1,0 +1,79 @@
+"""SQLite on a thread of its own: a disk may take its time, and nobody else is to wait for it.
+
+A commit is in the write-ahead log at once, so that a process that is killed loses nothing; only a machine that loses its power may forget
+the last moments. Several processes may share a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Concatenate, Generic, ParamSpec, TypeVar
+
+BUSY_SECONDS = 30.0
+"""for which another process may hold the database"""
+VERSION = 1
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class BadDatabase(Exception):
+    """A file that cannot be used. The message says why."""
+
+
+class StoreThread(Generic[S]):
+    """Owner of a store and of the one thread that it lives on."""
+
+    def __init__(self, make: Callable[[], S]) -> None:
+        """Raises what `make` does."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self.store = self._thread.submit(make).result()
+
+    async def do(self, work: Callable[Concatenate[S, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`work(store, *args)`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(self.store, *args, **kwargs))
+
+    def begin(self, work: Callable[Concatenate[S, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The same, and nobody waits for it."""
+        return self._thread.submit(lambda: work(self.store, *args, **kwargs))
+
+    def close(self, work: Callable[[S], object]) -> None:
+        """Ends, with `work(store)` last."""
+        self._thread.submit(work, self.store).result()
+        self._thread.shutdown()
+
+
+def open_database(path: Path, tables: str) -> sqlite3.Connection:
+    """Only its owner may read it. Raises BadDatabase."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        database.execute("pragma journal_mode=wal")
+        database.execute("pragma synchronous=normal")
+        (version,) = database.execute("pragma user_version").fetchone()
+        if version not in (0, VERSION):
+            raise BadDatabase(f"{path} was written by another version of this program: name another folder")
+        database.executescript(tables)
+        database.execute(f"pragma user_version={VERSION}")
+    except (sqlite3.Error, OSError) as error:
+        raise BadDatabase(f"{path} cannot be used: {error}") from error
+    return database
+
+
+@contextmanager
+def changing(database: sqlite3.Connection) -> Iterator[None]:
+    """One transaction, which no other process' comes between."""
+    database.execute("begin immediate")
+    try:
+        yield
+    except BaseException:
+        database.execute("rollback")
+        raise
+    database.execute("commit")

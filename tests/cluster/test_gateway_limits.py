@@ -1,0 +1,101 @@
+"""What a client can have the gateway keep: outputs of its streams and names of its sessions, within limits that leave room for others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from sglang.cluster import held_state, relay
+from sglang.cluster.held_state import HeldState
+from sglang.cluster.relay import JournalRoom, Lost, Relay
+from sglang.cluster.upstream import Exchange, Head, Upstream, UpstreamLost
+from sglang.srt.server.http.request_scope import RequestScope, enter_scope, leave_scope
+from sglang.srt.server.limits.json_limits import Pieces
+
+SCOPE = {"type": "http", "method": "POST", "path": "/generate", "headers": [], "query_string": b"", "client": ("127.0.0.1", 1)}
+
+
+class Events:
+    """An upstream whose server sends so many outputs of a size, and then is lost."""
+
+    def __init__(self, room: JournalRoom, count: int, size: int) -> None:
+        self._room, self._left, self._size = room, count, size
+        self.least_left = room.left
+
+    def exchange(self) -> Events:
+        return self
+
+    async def send(self, *_: Any) -> Head:
+        return Head(200, [(b"content-type", b"text/event-stream")])
+
+    async def read(self) -> bytes:
+        self.least_left = min(self.least_left, self._room.left)
+        if not self._left:
+            raise UpstreamLost
+        self._left -= 1
+        return b": out " + b"x" * self._size + b"\n\ndata: {}\n\n"
+
+    was_sent = True
+
+    def close(self) -> None: ...
+
+
+async def never() -> Any:
+    await asyncio.Event().wait()
+
+
+async def drop(message: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "room", "goes_on", "held"),
+    [(10, 100, 10_000, True, 1000), (10, 100, 350, False, 300), (1, 400, 350, False, 0), (30, 100, 10_000, False, 2000)],
+)
+async def test_outputs_are_kept_while_there_is_room(
+    count: int, size: int, room: int, goes_on: bool, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_JOURNAL", 2000)
+    shared = JournalRoom(room)
+    upstream: Any = Events(shared, count, size)
+    async with Relay(SCOPE, never, drop, b"/generate", [b"{}"], shared) as one:
+        with pytest.raises(Lost) as lost:
+            await one.over(upstream)
+        assert lost.value.may_go_on is goes_on
+        assert shared.left == room - (held if goes_on else 0)
+        assert upstream.least_left == room - held
+        async with Relay(SCOPE, never, drop, b"/generate", [b"{}"], shared) as other:
+            with pytest.raises(Lost):
+                await other.over(Events(shared, 1, 100))  # type: ignore[arg-type]
+    assert shared.left == room
+
+
+async def test_no_client_pushes_the_sessions_of_another_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_state, "MAX_SESSIONS", 5)
+    state = HeldState(lambda: [])
+
+    async def holder(key: str, name: str) -> str | None:
+        token = enter_scope(RequestScope(time.monotonic(), key))
+        try:
+            return await state.holder("/generate", [], Pieces([json.dumps({"session_params": {"id": name}}).encode()]))
+        finally:
+            leave_scope(token)
+
+    for key, count in (("b", 1), ("a", 100)):
+        token = enter_scope(RequestScope(time.monotonic(), key))
+        for i in range(count):
+            state.opened(json.dumps(f"{key}{i}").encode(), f"replica of {key}")
+        leave_scope(token)
+    assert await holder("b", "b0") == "replica of b"
+    assert await holder("a", "a99") == "replica of a" and await holder("a", "a0") is None
+    assert await holder("a", "b0") is None
+
+
+async def test_a_client_that_leaves_between_two_pieces_is_no_fault() -> None:
+    exchange = Exchange(Upstream("/nowhere"))
+    exchange.close()
+    with pytest.raises(UpstreamLost):
+        await exchange.read()
