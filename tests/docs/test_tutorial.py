@@ -73,19 +73,19 @@ def test_the_server_starts_and_says_where(cells: dict[int, Cell]) -> None:
 
 def test_a_question_is_answered(cells: dict[int, Cell]) -> None:
     state = cells[4].names["state"]
-    assert state["answer"].strip()
     assert cells[4].out == state["answer"] + "\n"
     assert [m["role"] for m in state.messages()] == ["system", "user", "assistant"]
-    assert state.get_meta_info("answer")["completion_tokens"] <= 512
+    assert 1 <= state.get_meta_info("answer")["completion_tokens"] <= 512
 
 
 def test_a_dialog_has_two_answers(cells: dict[int, Cell]) -> None:
     state = cells[5].names["state"]
     assert cells[5].out == f"{state['first_answer']}\n{state['second_answer']}\n"
     assert [m["role"] for m in state.messages()] == ["system", "user", "assistant", "user", "assistant"]
-    # the second turn reads only what the first has not read or written
+    # The second turn finds the first prompt in the cache. The answer is sampled: its text may have other tokens when
+    # it is read again, and its first may merge with the prompt's last.
     meta = state.get_meta_info("second_answer")
-    assert meta["cached_tokens"] > state.get_meta_info("first_answer")["prompt_tokens"]
+    assert meta["cached_tokens"] >= state.get_meta_info("first_answer")["prompt_tokens"] - 1
     assert state.ret_value is state
 
 
@@ -103,7 +103,7 @@ def test_forks_are_summarised(cells: dict[int, Cell]) -> None:
     state = cells[7].names["state"]
     assert cells[7].out == state["summary"] + "\n"
     text = state.text()
-    assert text.index("Tip 1:") < text.index("Tip 2:") < text.index("To summarize")
+    assert text.index("Tip 1:") < text.index("Tip 2:") < text.rindex("To summarize")
 
 
 def test_the_address_matches_its_regex(cells: dict[int, Cell]) -> None:
