@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from importlinter import api
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "structure"
 
@@ -56,6 +57,22 @@ def test_limits(structure: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     assert structure.flat_folders().findings == ["sglang/lang: more than 16 files"]
     assert structure.long_files(files).findings == ["sglang/lang/sub/file_3.py: more than 500 lines"]
     assert structure.repeated_names(files).findings == ["file_3.py twice in lang"]
+    monkeypatch.setattr(structure, "TWICE", {"lang": {"file_3": "a reason", "file_4": "there was one"}})
+    assert structure.repeated_names(files).findings == []
+    assert structure.no_longer_repeated(files) == ["lang: file_4"]
+
+
+def test_every_module_has_a_layer() -> None:
+    """Contracts are exhaustive: a new module gets a place, or lint-imports fails."""
+    contracts = api.read_configuration(str(SCRIPT.parents[1] / "pyproject.toml"))["contracts_options"]
+    layered = {contract["containers"][0]: contract for contract in contracts if contract["type"] == "layers"}
+    assert len(layered) > 20
+    for package, contract in layered.items():
+        assert contract.get("exhaustive"), package
+        for child in contract.get("exhaustive_ignores", []):
+            assert f"{package}.{child}" in layered, (
+                f"{package}.{child} is on several layers of {package}, and has none of its own"
+            )
 
 
 def test_long_functions(structure: ModuleType, tmp_path: Path) -> None:
