@@ -1,5 +1,5 @@
 """Encoders of images in .gguf files: the `mmproj` file that llama.cpp has beside a decoder's. What the two say, in the words of a
-folder's config.json and preprocessor_config.json, which `weights/vision_config.py` and the image processors read and check.
+folder's config.json and preprocessor_config.json, which `weights/vision/` and the image processors read and check.
 
     clip.projector_type        family                      text
     gemma3                     Gemma 3                     gemma3

@@ -31,7 +31,7 @@ from sglang.srt.model.weights.gguf_config import BY_ARCHITECTURE, gguf_layout_of
 from sglang.srt.model.weights.gguf_source import GGUFSource
 from sglang.srt.model.weights.safetensors_reader import SafetensorsFile
 from sglang.srt.model.weights.tensor_source import index_of
-from sglang.srt.model.weights.vision_shapes import our_name
+from sglang.srt.model.weights.vision.vision_shapes import our_name
 
 PICKLED = ("adapter_model.bin", "adapter_model.pt")
 SPARE_BYTES = 40 << 20

@@ -28,7 +28,8 @@ from sglang.srt.model.weights.config_fields import (
 from sglang.srt.model.weights.families.family import GATES, PLAIN_GATES, Family
 from sglang.srt.model.weights.families.table import FAMILIES
 from sglang.srt.model.weights.rope_reader import read_rope
-from sglang.srt.model.weights.vision_config import VISION_FAMILIES, find_vision_family, text_part, with_vision
+from sglang.srt.model.weights.vision.vision_families import VISION_FAMILIES, find_vision_family
+from sglang.srt.model.weights.vision.vision_reader import text_part, with_vision
 
 logger = logging.getLogger("sglang")
 MAX_DTYPE_LEN = 32

@@ -27,7 +27,6 @@ from sglang.srt.model.quant.blocks import packable_format
 from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
-from sglang.srt.model.weights.families.gguf_vision import ProjectorSource
 from sglang.srt.model.weights.family_source import FamilySource
 from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
 from sglang.srt.model.weights.gguf_source import GGUFSource
@@ -37,8 +36,10 @@ from sglang.srt.model.weights.repacked.session import Repacked
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 from sglang.srt.model.weights.shapes import Shapes, expected_shapes
 from sglang.srt.model.weights.tensor_source import RenamedSource, TensorSource
-from sglang.srt.model.weights.vision_config import find_vision_family, with_vision
-from sglang.srt.model.weights.vision_shapes import our_name
+from sglang.srt.model.weights.vision.gguf_vision import ProjectorSource
+from sglang.srt.model.weights.vision.vision_families import find_vision_family
+from sglang.srt.model.weights.vision.vision_reader import with_vision
+from sglang.srt.model.weights.vision.vision_shapes import our_name
 
 DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """config.json's dtype -> format"""

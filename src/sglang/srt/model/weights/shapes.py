@@ -12,7 +12,7 @@ from sglang.srt.model.model_config import (
     StateSpaceConfig,
     StreamsConfig,
 )
-from sglang.srt.model.weights.vision_shapes import vision_shapes
+from sglang.srt.model.weights.vision.vision_shapes import vision_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 

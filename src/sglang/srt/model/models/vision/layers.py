@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.media_item import MediaItem
+from sglang.srt.model.configs.vision_config import VisionConfig
 from sglang.srt.model.kernels.ops import Activation, Activator, Array, Ops, Weight
 from sglang.srt.model.layers.linear import Linear
 from sglang.srt.model.layers.source import WeightSource
-from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.quant.formats import HostTensor
 
 BLOCK = 256

@@ -20,9 +20,9 @@ import numpy as np
 
 from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaItem
+from sglang.srt.model.configs.vision_config import CrossConfig, VisionConfig
 from sglang.srt.model.kernels.ops import Array, Ops, Weight
 from sglang.srt.model.layers.source import WeightSource
-from sglang.srt.model.model_config import CrossConfig, VisionConfig
 from sglang.srt.model.models.vision.layers import (
     BLOCK,
     Dense,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sglang.srt.model.configs.vision_config import VisionConfig
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.source import WeightSource
-from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.mllama import MllamaVision
 from sglang.srt.model.models.vision.qwen3_vl import DeepQwenVision

@@ -1,163 +1,14 @@
-"""Reads the config.json of vision-language models: the decoder's part is read as for text models, the encoder's part becomes
-a VisionConfig. A family is a row of VISION_FAMILIES."""
+"""The families of vision-language models: what their configs say of the encoder. A family is a row of VISION_FAMILIES."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from sglang.srt.checkpoint.files import shown
-from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import PLAIN_LAYOUT, CrossConfig, ModelConfig, VisionConfig
+from sglang.srt.model.configs.vision_config import CrossConfig, VisionConfig
 from sglang.srt.model.weights.config_fields import MAX_EPS, MAX_LAYERS, MAX_SIZE, MIN_EPS, Fields
-
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-}
-MAX_PIXELS = 1 << 16
-"""a side of an image, a tile or a patch"""
-MAX_TILES = 64
-
-ReadVision = Callable[["VisionFields"], VisionConfig]
-
-
-@dataclass(frozen=True)
-class VisionFamily:
-    """`class_name`: as config.json says it. `text_class`: the text family that its decoder belongs to. `is_tied`: whether the
-    head is the embedding where config.json does not say; None: it never is, whatever that says (transformers' classes)."""
-
-    class_name: str
-    text_class: str
-    read: ReadVision
-    interleaved_axes: bool = False
-    sections: tuple[int, ...] = ()
-    """of its rotating pairs, where config.json does not say"""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """fields of the decoder that its class has so, whatever config.json says"""
-    turned_banks: bool = False
-    """its files may have all experts of a layer in one tensor, [num_experts, columns, rows]"""
-    is_tied: bool | None = False
-
-
-@dataclass(frozen=True)
-class VisionFields:
-    """`top`: the whole config; `vision`: its vision_config; `text`: its decoder's fields."""
-
-    top: Fields
-    vision: Fields
-    text: Mapping[str, Any]
-
-    def activation(self, name: str, default: str) -> Activation:
-        return self.vision.choice(name, ACTIVATIONS, default)
-
-    def pixels(self, name: str, default: int) -> int:
-        """A size that may be written as a number, a pair or an object; sides must be equal."""
-        value = self.vision.get(name, default)
-        if isinstance(value, dict):
-            value = list(value.values())
-        sides = value if isinstance(value, (list, tuple)) else [value]
-        if not sides or any(type(side) is not int or not 0 < side <= MAX_PIXELS or side != sides[0] for side in sides):
-            raise self.vision.bad(name, f"must be one size up to {MAX_PIXELS}, got {shown(value)}")
-        return int(sides[0])
-
-
-def find_vision_family(classes: object) -> VisionFamily | None:
-    names = classes if isinstance(classes, list) else []
-    return next((f for f in VISION_FAMILIES if f.class_name in names), None)
-
-
-def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dict[str, Any]:
-    """The decoder's config as a text model's: of the inner object if there is one, else of the flat fields of older files."""
-    inner = raw.get("text_config")
-    if inner is None:
-        inner = {}
-    if not isinstance(inner, dict):
-        raise ModelError(f"{source}: text_config must be an object, got {shown(inner)}")
-    outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
-    text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
-    text.update(family.fixed, architectures=[family.text_class])
-    told = outer.get("tie_word_embeddings")
-    text["tie_word_embeddings"] = bool(family.is_tied) if told is None or family.is_tied is None else told
-    for name in ("dtype", "torch_dtype"):
-        if outer.get(name):
-            text[name] = outer[name]
-    for name in ("rope_scaling", "rope_parameters"):
-        params = text.get(name)
-        if isinstance(params, dict) and "mrope" in (params.get("type"), params.get("rope_type")):
-            text[name] = {**params, "type": "default", "rope_type": "default"}
-    return text
-
-
-def with_vision(
-    config: ModelConfig, raw: Mapping[str, Any], text: Mapping[str, Any], family: VisionFamily, source: Path
-) -> ModelConfig:
-    """`config` of the decoder, with its encoder and the axes of its positions."""
-    vision = raw.get("vision_config")
-    if not isinstance(vision, dict):
-        raise ModelError(f"{source}: {family.class_name} needs a vision_config object")
-    read = family.read(VisionFields(Fields(raw, source), Fields(vision, source, where="vision_config."), text))
-    if read.hidden_size % read.num_heads:
-        raise ModelError(
-            f"{source}: vision_config: the hidden_size {read.hidden_size} is not a multiple of its {read.num_heads} heads"
-        )
-    if read.out_size != config.hidden_size:
-        raise ModelError(
-            f"{source}: vision_config: the encoder makes rows of {read.out_size}, and the decoder's hidden_size is "
-            f"{config.hidden_size}"
-        )
-    num_rows = config.vocab_size + config.num_extra_ids
-    if read.image_token_id >= num_rows:
-        raise ModelError(f"{source}: image_token_id {read.image_token_id} is not below {num_rows}, the rows of the embedding")
-    if 0 < read.image_size < read.patch_size:
-        raise ModelError(f"{source}: patch_size {read.patch_size} is larger than image_size {read.image_size}")
-    if len(read.deep_layers) > config.num_layers:
-        raise ModelError(f"{source}: deepstack_visual_indexes are more than the decoder's {config.num_layers} layers")
-    inner = raw.get("text_config")
-    told_inside = isinstance(inner, dict) and inner.get("tie_word_embeddings") is True
-    read = replace(read, tied_without_head=told_inside and family.is_tied is not None and not config.tie_word_embeddings)
-    layout = (
-        replace(config.layout, root="model.", turned_banks="by shape" if family.turned_banks else False)
-        if config.layout != PLAIN_LAYOUT
-        else PLAIN_LAYOUT
-    )
-    return replace(config, vision=read, layout=layout, rope_axes=_rope_axes(config, text, family, source))
-
-
-def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamily, source: Path) -> tuple[int, ...]:
-    """Which axis turns each pair. Blocks (arXiv 2409.12191, M-RoPE) or, interleaved, every third pair (Qwen3-VL)."""
-    sections: Any = None
-    for name in ("rope_scaling", "rope_parameters"):
-        params = text.get(name)
-        if isinstance(params, dict):
-            sections = params.get("mrope_section", sections)
-    if sections is None and not family.sections:
-        return ()
-    sections = list(family.sections) if sections is None else sections
-    pairs = config.rope.rotary_dim // 2
-    valid = isinstance(sections, list) and len(sections) == 3 and all(type(s) is int and s >= 0 for s in sections)
-    if not valid or sum(sections) != pairs:
-        raise ModelError(f"{source}: mrope_section must be three numbers that add up to {pairs}, got {shown(sections)}")
-    if not family.interleaved_axes:
-        return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
-    return tuple(i % 3 if i % 3 and i < 3 * sections[i % 3] else 0 for i in range(pairs))
-
-
-def _hidden_size(fields: VisionFields) -> int:
-    value = fields.text.get("hidden_size")
-    if type(value) is not int or value <= 0:
-        raise fields.top.bad("hidden_size", f"must be a positive integer, got {shown(value)}")
-    return value
-
-
-# --- families -----------------------------------------------------------------------------------------------------------------
+from sglang.srt.model.weights.vision.vision_fields import MAX_TILES, VisionFamily, VisionFields, decoder_width
 
 
 def _qwen2_vl(fields: VisionFields) -> VisionConfig:
@@ -192,7 +43,7 @@ def _qwen2_5_vl(fields: VisionFields) -> VisionConfig:
         num_heads=v.count("num_heads", 16),
         intermediate_size=v.count("intermediate_size", 3420),
         patch_size=fields.pixels("patch_size", 14),
-        out_size=v.count("out_hidden_size", _hidden_size(fields)),
+        out_size=v.count("out_hidden_size", decoder_width(fields)),
         image_token_id=fields.top.count("image_token_id", 151655),
         activation=fields.activation("hidden_act", "silu"),
         num_channels=v.count("in_channels", v.count("in_chans", 3)),
@@ -214,7 +65,7 @@ def _qwen3_vl(fields: VisionFields) -> VisionConfig:
         num_heads=v.count("num_heads", 16),
         intermediate_size=v.count("intermediate_size", 4304),
         patch_size=fields.pixels("patch_size", 16),
-        out_size=v.count("out_hidden_size", _hidden_size(fields)),
+        out_size=v.count("out_hidden_size", decoder_width(fields)),
         image_token_id=fields.top.count("image_token_id", 151655),
         activation=fields.activation("hidden_act", "gelu_pytorch_tanh"),
         num_channels=v.count("in_channels", 3),
@@ -246,7 +97,7 @@ def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> Vision
         intermediate_size=size("intermediate_size"),
         patch_size=fields.pixels("patch_size", defaults["patch_size"]),
         image_size=fields.pixels("image_size", defaults["image_size"]),
-        out_size=_hidden_size(fields),
+        out_size=decoder_width(fields),
         image_token_id=fields.top.count("image_token_id", fields.top.count("image_token_index", defaults["image_token_id"])),
         activation=fields.activation("hidden_act", "gelu_pytorch_tanh"),
         norm_eps=v.number("layer_norm_eps", 1e-6, above=MIN_EPS, most=MAX_EPS),
@@ -301,7 +152,7 @@ def _mllama(fields: VisionFields) -> VisionConfig:
     cross = CrossConfig(
         layers=tuple(sorted(text.layers("cross_attention_layers", [3, 8, 13, 18, 23, 28, 33, 38], num_layers))),
         num_kv_heads=text.count("num_key_value_heads", 8),
-        head_dim=_hidden_size(fields) // num_heads,
+        head_dim=decoder_width(fields) // num_heads,
         norm_eps=text.number("rms_norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
         max_tiles=max_tiles,
         num_shapes=shapes,
@@ -320,7 +171,7 @@ def _mllama(fields: VisionFields) -> VisionConfig:
         intermediate_size=v.count("intermediate_size", 5120),
         patch_size=fields.pixels("patch_size", 14),
         image_size=fields.pixels("image_size", 448),
-        out_size=_hidden_size(fields),
+        out_size=decoder_width(fields),
         image_token_id=fields.top.count("image_token_index", fields.top.count("image_token_id", 128256)),
         activation=fields.activation("hidden_act", "gelu"),
         norm_eps=v.number("norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
@@ -353,3 +204,8 @@ VISION_FAMILIES = (
         "Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", _qwen3_5, interleaved_axes=True, sections=(11, 11, 10)
     ),
 )
+
+
+def find_vision_family(classes: object) -> VisionFamily | None:
+    names = classes if isinstance(classes, list) else []
+    return next((f for f in VISION_FAMILIES if f.class_name in names), None)

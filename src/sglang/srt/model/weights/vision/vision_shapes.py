@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from sglang.srt.model.model_config import VisionConfig
+from sglang.srt.model.configs.vision_config import VisionConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
