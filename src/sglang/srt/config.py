@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """the alias that runs where no model is named"""
+GrammarEngineName = Literal["llguidance", "xgrammar", "none"]
+"""grammar engines; scheduler/grammar/engines/registry.py says who makes each"""
 SchedulePolicy = Literal["lpm", "fcfs", "dfs-weight", "random"]
 """orders of the waiting queue; scheduler/admission/waiting.py has a function for each"""
 BACKGROUND = -(1 << 40)
@@ -278,7 +280,7 @@ class BatchOptions:
 class GrammarOptions:
     """Constrained decoding (consumer: scheduler/grammar)."""
 
-    backend: Literal["llguidance", "xgrammar", "none"] = "llguidance"
+    backend: GrammarEngineName = "llguidance"
     whitespace_pattern: str | None = None
     compile_timeout: float = 10.0
     max_bytes: int = 256 << 10
@@ -389,8 +391,8 @@ class MediaOptions:
     """of one video"""
     max_image_tokens: int | None = None
     """of an image; 0: no limit but its publisher's sizes; None: the default of the family's processor"""
-    threads: int = 2
-    """side threads that preprocess"""
+    num_side_threads: int = 2
+    """that preprocess"""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sglang.common.devices import cuda_is_here
 from sglang.srt.checkpoint.files import shown
@@ -71,6 +71,11 @@ from sglang.srt.flags.values import (
     split_names,
 )
 from sglang.srt.server.tokenization.named_templates import named_template
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Group = TypeVar("Group", bound="DataclassInstance")
 
 logger = logging.getLogger("sglang")
 
@@ -132,142 +137,26 @@ class ServerArgs(
         """Checks the flags against each other and groups them. Raises ConfigError with one sentence."""
         self._check()
         on_cuda = self._runs_on_cuda()
-        chunk = self.chunked_prefill_size or (CUDA_CHUNK if on_cuda else CHUNK)
-        running = self.max_running_requests or (CUDA_RUNNING if on_cuda else None)
         model_path = with_gguf_file(self.model_path, self.gguf_file)
         seed = self.random_seed if self.random_seed is not None else random.SystemRandom().randrange(2**31)
         return RuntimeConfig(
-            model=ModelOptions(
-                model_path=model_path,
-                revision=self.revision,
-                load_format=self.load_format,  # type: ignore[arg-type]
-                model_impl=self.model_impl,  # type: ignore[arg-type]
-                dtype={"float": "float32", "half": "float16"}.get(self.dtype, self.dtype),  # type: ignore[arg-type]
-                quantization=None if self.quantization in STORED_QUANTIZATIONS else self.quantization,  # type: ignore[arg-type]
-                stored_quantization=self.quantization if self.quantization in STORED_QUANTIZATIONS else None,
-                context_length=self.context_length,
-                download_dir=self.download_dir,
-                mmproj=self.mmproj,
-                mm_quantization=self.mm_quantization,  # type: ignore[arg-type]
-                json_model_override_args=parse_object(self.named("json_model_override_args"), self.json_model_override_args),
-                random_seed=seed,
-                is_embedding=self.is_embedding,
-                weights_cache=weights_cache(
-                    self.named("weights_cache"), self.weights_cache, self.cache_dir, self.cache_disk, on_cuda, self.replicas > 1
-                ),
-            ),
-            text=TextOptions(
-                tokenizer_path=self.tokenizer_path or model_path,
-                revision=self.revision,
-                download_dir=self.download_dir,
-                chat_template=self.chat_template,
-                skip_tokenizer_init=self.skip_tokenizer_init,
-            ),
-            device=DeviceOptions(
-                device="cuda" if on_cuda else "cpu",
-                kernels=self.kernels,  # type: ignore[arg-type]
-                threads=self.threads,
-                use_tape=not self.disable_op_tape,
-                tp_size=self.tp_size,
-                num_nodes=self.nnodes,
-                replicas=self.replicas,
-                deterministic=self.enable_deterministic_inference,
-                kv_cache_dtype=self.kv_cache_dtype,  # type: ignore[arg-type]
-                graph_max_reqs=0 if self.disable_cuda_graph else self.cuda_graph_max_bs or GRAPH_MAX_REQS,
-            ),
-            memory=MemoryOptions(
-                mem_fraction_static=self.mem_fraction_static,
-                max_total_tokens=self.max_total_tokens,
-                max_running_requests=running,
-                chunked_prefill_size=chunk,
-                reserved_bytes=self.reserve_memory,
-                state_memory=self.state_memory,
-                copies=1 if on_cuda else self.replicas,
-            ),
-            schedule=ScheduleOptions(
-                schedule_policy=self.schedule_policy,  # type: ignore[arg-type]
-                schedule_conservativeness=self.schedule_conservativeness,
-                chunked_prefill_size=chunk,
-                max_prefill_tokens=self.max_prefill_tokens,
-                page_size=self.page_size,
-                disable_radix_cache=self.disable_radix_cache,
-                max_queued_requests=self.max_queued_requests,
-                decode_log_interval=self.decode_log_interval,
-                random_seed=seed,
-                watchdog_timeout=self.watchdog_timeout,
-                speculation=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm != "none" and not on_cuda),
-                overlap=not self.disable_overlap_schedule,
-                lora_eviction_policy=self.lora_eviction_policy,  # type: ignore[arg-type]
-                test_retract_every=self.test_retract_every,
-            ),
-            grammar=GrammarOptions(
-                backend=self.grammar_backend,  # type: ignore[arg-type]
+            model=self._model_options(model_path, seed, on_cuda),
+            text=group_of(self, TextOptions, tokenizer_path=self.tokenizer_path or model_path),
+            device=self._device_options(on_cuda),
+            memory=self._memory_options(on_cuda),
+            schedule=self._schedule_options(seed, on_cuda),
+            grammar=group_of(
+                self,
+                GrammarOptions,
+                backend=self.grammar_backend,
                 whitespace_pattern=self.constrained_json_whitespace_pattern,
                 bounded=not self.disable_json_bounds,
                 compile_timeout=self.grammar_compile_timeout,
                 cache_bytes=self.grammar_cache_bytes,
                 jump_forward=not self.disable_jump_forward,
             ),
-            http=HttpOptions(
-                host=self.host,
-                port=self.port,
-                uds=self.uds,
-                root_path=parse_root_path(self.root_path),
-                ssl_certfile=self.ssl_certfile,
-                ssl_keyfile=self.ssl_keyfile,
-                ssl_keyfile_password=self._tls_password(),
-                served_model_name=self.served_model_name or self.model_path,
-                api_keys=self._api_keys(),
-                admin_api_key=self._admin_api_key(),
-                log_level=self.log_level,
-                log_level_http=self.log_level_http,
-                log_format=self.log_format,  # type: ignore[arg-type]
-                log_requests=self.log_requests,
-                log_requests_level=self.log_requests_level,
-                enable_metrics=self.enable_metrics,
-                stream_output=self.stream_output,
-                stream_interval=self.stream_interval,
-                random_seed=seed,
-                reasoning_parser=self.reasoning_parser,
-                tool_call_parser=self.tool_call_parser,
-                preferred_sampling_params=parse_object(self.named("preferred_sampling_params"), self.preferred_sampling_params),
-                sampling_defaults=SamplingDefaults() if self.sampling_defaults == "openai" else None,
-                allow_auto_truncate=self.allow_auto_truncate,
-                max_body_bytes=self.max_body_bytes,
-                max_queued_requests=self.max_queued_requests,
-                max_connections=self.max_connections,
-                max_logprob_values=self.max_logprob_values,
-                skip_server_warmup=self.skip_server_warmup,
-                cors_origins=parse_origins(self.cors_origins),
-                allowed_hosts=parse_hosts(self.allowed_hosts),
-                page=not self.no_page,
-                state_dir=self._state_dir(),
-                cache_per_key=self.cache_per_key or (self.cache_dir is not None and not self.cache_shared),
-                allow_priority=self.allow_priority,
-                request_timeout=self.request_timeout,
-                drain_seconds=self.drain_seconds,
-                stop_with_stdin=self.stop_with_stdin,
-                behind_gateway=self.behind_gateway,
-                listen_fd=self.listen_fd,
-                gateway_token=self._gateway_token(),
-                max_sessions=self.max_sessions,
-                max_session_tokens=self.max_session_tokens,
-                session_timeout=self.session_timeout,
-                otlp_traces_endpoint=self.otlp_traces_endpoint,
-            ),
-            media=MediaOptions(
-                allowed_domains=tuple(name.lower().rstrip(".") for name in split_names(self.allowed_media_domains)),
-                allow_private=self.allow_private_media,
-                root=self.media_root,
-                timeout=self.media_timeout,
-                decode_timeout=self.media_decode_timeout,
-                max_bytes=self.max_media_bytes,
-                max_media_pixels=self.max_media_pixels,
-                max_pixels=self.max_image_pixels,
-                max_items=self.max_media_items,
-                max_frames=self.max_video_frames,
-                max_image_tokens=self.max_image_tokens,
-            ),
+            http=self._http_options(seed),
+            media=self._media_options(),
             adapters=self._adapter_options(),
             disk_cache=disk_cache(self, on_cuda),
             host_cache=host_cache(self, on_cuda or self.kernels == "cuda"),
@@ -275,6 +164,91 @@ class ServerArgs(
             nodes=node_options(self, self),
             batches=self.batch_options(),
             flags=self.public(seed),
+        )
+
+    def _model_options(self, model_path: str, seed: int, on_cuda: bool) -> ModelOptions:
+        is_stored = self.quantization in STORED_QUANTIZATIONS
+        return group_of(
+            self,
+            ModelOptions,
+            model_path=model_path,
+            dtype={"float": "float32", "half": "float16"}.get(self.dtype, self.dtype),
+            quantization=None if is_stored else self.quantization,
+            stored_quantization=self.quantization if is_stored else None,
+            json_model_override_args=parse_object(self.named("json_model_override_args"), self.json_model_override_args),
+            random_seed=seed,
+            weights_cache=weights_cache(
+                self.named("weights_cache"), self.weights_cache, self.cache_dir, self.cache_disk, on_cuda, self.replicas > 1
+            ),
+        )
+
+    def _device_options(self, on_cuda: bool) -> DeviceOptions:
+        return group_of(
+            self,
+            DeviceOptions,
+            device="cuda" if on_cuda else "cpu",
+            use_tape=not self.disable_op_tape,
+            num_nodes=self.nnodes,
+            deterministic=self.enable_deterministic_inference,
+            graph_max_reqs=0 if self.disable_cuda_graph else self.cuda_graph_max_bs or GRAPH_MAX_REQS,
+        )
+
+    def _memory_options(self, on_cuda: bool) -> MemoryOptions:
+        return group_of(
+            self,
+            MemoryOptions,
+            max_running_requests=self.max_running_requests or (CUDA_RUNNING if on_cuda else None),
+            chunked_prefill_size=self._chunk(on_cuda),
+            reserved_bytes=self.reserve_memory,
+            copies=1 if on_cuda else self.replicas,
+        )
+
+    def _schedule_options(self, seed: int, on_cuda: bool) -> ScheduleOptions:
+        return group_of(
+            self,
+            ScheduleOptions,
+            chunked_prefill_size=self._chunk(on_cuda),
+            random_seed=seed,
+            speculation=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm != "none" and not on_cuda),
+            overlap=not self.disable_overlap_schedule,
+        )
+
+    def _chunk(self, on_cuda: bool) -> int:
+        return self.chunked_prefill_size or (CUDA_CHUNK if on_cuda else CHUNK)
+
+    def _http_options(self, seed: int) -> HttpOptions:
+        return group_of(
+            self,
+            HttpOptions,
+            root_path=parse_root_path(self.root_path),
+            ssl_keyfile_password=self._tls_password(),
+            served_model_name=self.served_model_name or self.model_path,
+            api_keys=self._api_keys(),
+            admin_api_key=self._admin_api_key(),
+            random_seed=seed,
+            preferred_sampling_params=parse_object(self.named("preferred_sampling_params"), self.preferred_sampling_params),
+            sampling_defaults=SamplingDefaults() if self.sampling_defaults == "openai" else None,
+            cors_origins=parse_origins(self.cors_origins),
+            allowed_hosts=parse_hosts(self.allowed_hosts),
+            page=not self.no_page,
+            state_dir=self._state_dir(),
+            cache_per_key=self.cache_per_key or (self.cache_dir is not None and not self.cache_shared),
+            gateway_token=self._gateway_token(),
+        )
+
+    def _media_options(self) -> MediaOptions:
+        return group_of(
+            self,
+            MediaOptions,
+            allowed_domains=tuple(name.lower().rstrip(".") for name in split_names(self.allowed_media_domains)),
+            allow_private=self.allow_private_media,
+            root=self.media_root,
+            timeout=self.media_timeout,
+            decode_timeout=self.media_decode_timeout,
+            max_bytes=self.max_media_bytes,
+            max_pixels=self.max_image_pixels,
+            max_items=self.max_media_items,
+            max_frames=self.max_video_frames,
         )
 
     def _gateway_token(self) -> str | None:
@@ -426,6 +400,12 @@ class ServerArgs(
         if value is not None and not low <= value <= (LARGEST if high is None else high):  # so that NaN is refused too
             span = f"between {low} and {high}" if high is not None or value > low else f"at least {low}"
             raise ConfigError(f"{self.named(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
+
+
+def group_of(flags: ServerArgs, group: type[Group], **others: Any) -> Group:
+    """One of config.py's groups: its fields are `others`, else the flags of the same names, else they keep their defaults."""
+    same = {f.name for f in dataclasses.fields(flags)} & {f.name for f in dataclasses.fields(group)} - others.keys()
+    return group(**others, **{name: getattr(flags, name) for name in same})
 
 
 def read_lines(lines: list[Given], prog: str) -> tuple[ServerArgs, frozenset[str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
-from sglang.srt.config import DEFAULT_MODEL, STORED_QUANTIZATIONS, SchedulePolicy
+from sglang.srt.config import DEFAULT_MODEL, STORED_QUANTIZATIONS, GrammarEngineName, SchedulePolicy
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -256,7 +256,7 @@ _grammar = _flags_of("constrained decoding")
 class ConstrainedFlags:
     """Answers that follow a JSON schema, a regular expression or a grammar."""
 
-    grammar_backend: str = _grammar("llguidance", "grammar engine", choices=("llguidance", "xgrammar", "none"))
+    grammar_backend: str = _grammar("llguidance", "grammar engine", choices=get_args(GrammarEngineName))
     constrained_json_whitespace_pattern: str | None = _grammar(
         None,
         "regex of white space between the parts of JSON; empty: none (default: a blank, or a line break and indentation)",

@@ -139,7 +139,7 @@ class MediaIntake:
         self._sources = Sources(options)
         self._decoder = Decoder(options, with_videos="video" in processor.kinds)
         self._decoder.start()
-        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="media", initializer=_step_back)
+        self._threads = ThreadPoolExecutor(options.num_side_threads, thread_name_prefix="media", initializer=_step_back)
         held, share = HELD_REQUESTS * options.max_bytes, SHARE_REQUESTS * options.max_bytes
         self._bytes = Budget(held, share, "bytes of images and videos are being worked on")
         self._inputs = Budget(HELD_INPUTS, SHARE_INPUTS, "images and videos are being worked on")
