@@ -191,7 +191,9 @@ def test_the_page_needs_no_model(http: httpx.Client) -> None:
     assert {name: state["state"] for name, state in states(http).items()} == before
 
 
-@pytest.mark.parametrize("path", ["/flush_cache", "/models/alpha/flush_cache", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path", ["/flush_cache", "/models/alpha/flush_cache", "/models/alpha/flush%255fcache", "/v1/chat/completions"]
+)
 def test_pages_of_others_are_refused(http: httpx.Client, path: str) -> None:
     for method in ("GET", "POST"):
         reply = http.request(method, path, headers={"Origin": "https://elsewhere.example", "Content-Type": "application/json"})

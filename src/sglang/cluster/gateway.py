@@ -90,6 +90,7 @@ class Gateway:
         """`page`: whether there is a web page at /. `batches`: where their endpoints are answered. `operator`: headers with which the servers
         know the gateway as their operator."""
         self._pool = pool
+        self._longest_name = max(map(len, pool.entries))
         self._batches = batch_app(batches)
         self._metrics = metrics
         self._viewers = Viewers(pool)
@@ -187,7 +188,7 @@ class Gateway:
     def _known(self, asked: str) -> str | None:
         """A model by its name, or by that of an adapter of it, ADAPTER or NAME:ADAPTER. Raises NoSuchModelError where several have such an
         adapter."""
-        names, name = self._pool.entries, asked
+        names, name = self._pool.entries, asked[: self._longest_name + 1]
         while name not in names and ":" in name:
             name = name.rpartition(":")[0]
         return name if name in names else self._adapters.model_of(asked)
@@ -199,12 +200,12 @@ class Gateway:
 
     def _split(self, rest: str) -> tuple[str, str]:
         """(the name of a model, the path behind it). Raises NoSuchModelError."""
-        parts = rest.split("/")
-        for count in range(len(parts), 0, -1):
-            name = "/".join(parts[:count])
-            if name in self._pool.entries:
-                return name, "/" + "/".join(parts[count:])
-        raise NoSuchModelError(self._unknown(parts[0]))
+        name = rest[: self._longest_name + 1]  # a longer path has no longer names to try
+        while name not in self._pool.entries:
+            name, slash, _ = name.rpartition("/")
+            if not slash:
+                raise NoSuchModelError(self._unknown(rest.partition("/")[0]))
+        return name, rest[len(name) :] or "/"
 
     async def _hand_on(self, name: str, path: str | None, scope: Scope, receive: Receive, send: Send, body: Pieces) -> None:
         """`path`: instead of the one that came. Raises OverloadError, EngineDeadError or DeadlineError."""

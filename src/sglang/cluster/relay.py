@@ -87,9 +87,10 @@ def headers_for(scope: Scope) -> Headers:
 
 
 def target_of(scope: Scope, path: str | None = None) -> bytes:
-    """The path and query as they came, or another path with that query."""
+    """The path and query as they came, or another path with that query. A path of ours is decoded: the server that decodes it once more
+    must see the one that was checked here."""
     raw = scope.get("raw_path") if path is None else None
-    target: bytes = raw if raw else quote(path if path is not None else scope["path"], safe="/:@!$&'()*+,;=~-._%").encode()
+    target: bytes = raw if raw else quote(path if path is not None else scope["path"], safe="/:@!$&'()*+,;=~-._").encode()
     target = target.partition(b"?")[0]
     return target + b"?" + scope["query_string"] if scope["query_string"] else target
 
