@@ -16,6 +16,8 @@ import pytest
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.worker import create_worker
+from tests.model import dense_families, expert_families, recurrent_families
+from tests.model.dense_families import save_family
 from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutations, outcome, tiny_gguf, try_file
 from tests.model.quantised import FORMS, save_quantised
 from tests.model.tiny import save_model
@@ -77,6 +79,36 @@ def test_configs(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_configs(tmp_path: Path, family: str) -> None:
     fuzz_config(tmp_path, family, 1.0)
+
+
+IMPOSSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "a limit beyond all numbers": ("bamba", {"time_step_limit": [0.0, 10**400]}),
+    "a limit beyond float32": ("bamba", {"time_step_limit": [1e300, 1e308]}),
+    "no limit at all": ("granite_hybrid", {"time_step_limit": [0.0, float("nan")]}),
+    "a layer that is a number": ("gemma4_experts", {"per_layer_config": {"1": 3}}),
+    "a layer that is a list": ("gemma4_experts", {"per_layer_config": {"1": [], "3": [1.5]}}),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_no_model_of_a_family_has(tmp_path: Path, case: str) -> None:
+    family, values = IMPOSSIBLE[case]
+    save_family(tmp_path, family)
+    path = tmp_path / "config.json"
+    path.write_bytes(dump(json.loads(path.read_text()) | values))
+    with pytest.raises(ModelError, match=next(iter(values))):
+        load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("family", [*dense_families.ROWS, *expert_families.ROWS, *recurrent_families.ROWS])
+def test_configs_of_every_family(tmp_path: Path, family: str) -> None:
+    save_family(tmp_path, family)
+    path = tmp_path / "config.json"
+    cases = some(mutations(json.loads(path.read_text())), 0.2)
+    cases = (case for case in cases if not case[0].startswith("architectures"))  # transformers computes some of these
+    assert not try_file(path, ((name, dump(value)) for name, value in cases), lambda: load(tmp_path))
 
 
 @pytest.mark.parametrize("share", [0.15, pytest.param(1.0, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])

@@ -115,7 +115,8 @@ def _layer_shapes(fields: Fields, config: ModelConfig) -> ModelConfig:
     for i in range(n):
         if config.windowed_layers[i]:
             continue
-        own = Fields(told.get(str(i)) or {}, fields.source, where=f"per_layer_config.{i}.")
+        name = f"per_layer_config.{i}"
+        own = Fields(Fields({name: told.get(str(i))}, fields.source).object(name), fields.source, where=f"{name}.")
         dims[i] = own.count("head_dim", config.head_dim if told else fields.count("global_head_dim", config.head_dim))
         if fields.flag("attention_k_eq_v") or told:
             usual = config.num_kv_heads if told else fields.count("num_global_key_value_heads", config.num_kv_heads)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.model.kernels.ops import Routing
 from sglang.srt.model.model_config import ModelConfig, RecurrentConfig, SelectiveScanConfig, StateSpaceConfig, TensorLayout
-from sglang.srt.model.weights.config_fields import MAX_LAYERS, MAX_SIZE, Fields
+from sglang.srt.model.weights.config_fields import LARGEST, MAX_LAYERS, MAX_SIZE, Fields
 from sglang.srt.model.weights.families import rms
 from sglang.srt.model.weights.families.family import Family, GGUFForm, all_biases, multiplier
 from sglang.srt.model.weights.families.hybrid import MAX_HEAD, read_taps, with_recurrent
@@ -57,7 +57,8 @@ def _step_limits(fields: Fields) -> tuple[float, float]:
     told = fields.get("time_step_limit")
     told = [0.0, math.inf] if told is None else told
     found = [math.inf if v == {"__float__": "Infinity"} else v for v in told] if isinstance(told, (list, tuple)) else []
-    if len(found) != 2 or any(type(v) not in (int, float) for v in found) or not 0 <= found[0] <= found[1]:
+    valid = all(type(v) in (int, float) and (0 <= v <= LARGEST or v == math.inf) for v in found)
+    if len(found) != 2 or not valid or found[0] > found[1]:
         raise fields.bad("time_step_limit", f"must be two numbers, the lower one first, got {shown(told)}")
     return float(found[0]), float(found[1])
 
