@@ -183,6 +183,22 @@ def as_texts(body: dict[str, Any], name: str) -> list[str]:
     return value
 
 
+def as_list(body: Mapping[str, Any], name: str, where: str = "", param: str | None = None) -> list[Any]:
+    """Empty if absent or null. `where` and `param`: what an error calls the field, if not by its name."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, list):
+        raise RequestError(f"{where or name} must be a list", param or name)
+    return value or []
+
+
+def as_object(body: Mapping[str, Any], name: str, where: str = "", param: str | None = None) -> dict[str, Any]:
+    """The same for an object."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise RequestError(f"{where or name} must be an object", param or name)
+    return value or {}
+
+
 def pack_rows(value: Any, name: str) -> TokenIds | list[TokenIds]:
     """A list of token ids, or of such lists. Raises RequestError."""
     if isinstance(value, (list, array)):

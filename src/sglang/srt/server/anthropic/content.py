@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import SHOWN, as_bool, note_ignored, note_unknown
+from sglang.srt.server.fields import SHOWN, as_bool, as_object, note_ignored, note_unknown
 from sglang.srt.server.openai.protocol import note_members
 
 _BLOCK_KEYS = {
@@ -39,8 +39,8 @@ Part = dict[str, Any]
 def chat_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     """`system` and `messages` as messages of a chat. Raises RequestError."""
     messages: list[dict[str, Any]] = []
-    if body.get("system"):
-        messages.append({"role": "system", "content": _text_of(body["system"], "system")})
+    if body.get("system") is not None and (system := _text_of(body["system"], "system")):
+        messages.append({"role": "system", "content": system})
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise RequestError("messages must be a list that is not empty", "messages")
@@ -79,7 +79,7 @@ def _kind(block: Any) -> str:
 def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any]]:
     """Results of tools first, as their own messages; then the rest of the message."""
     results = [_result(block, f"{where}.content[{i}]") for i, block in enumerate(blocks) if _kind(block) == "tool_result"]
-    calls = [_call(block) for block in blocks if _kind(block) == "tool_use"]
+    calls = [_call(block, f"{where}.content[{i}]") for i, block in enumerate(blocks) if _kind(block) == "tool_use"]
     parts = _parts(blocks, f"{where}.content")
     if calls:
         return [*results, {"role": role, "content": parts or None, "tool_calls": calls}]
@@ -88,7 +88,7 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
 
 def _result(block: dict[str, Any], where: str) -> dict[str, Any]:
     _note_block(block, "tool_result")
-    content = block.get("content") or ""
+    content = "" if block.get("content") is None else block["content"]
     if not isinstance(content, str):
         if not isinstance(content, list):
             raise RequestError(f"{where}.content must be a string or a list of blocks", "messages")
@@ -105,9 +105,9 @@ def _as_error(content: Any) -> Any:
     return [{"type": "text", "text": "Error:"}, *content] if isinstance(content, list) else f"Error: {content}"
 
 
-def _call(block: dict[str, Any]) -> dict[str, Any]:
+def _call(block: dict[str, Any], where: str) -> dict[str, Any]:
     _note_block(block, "tool_use")
-    function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
+    function = {"name": block.get("name"), "arguments": json.dumps(as_object(block, "input", f"{where}.input", "messages"))}
     return {"id": block.get("id"), "type": "function", "function": function}
 
 

@@ -14,7 +14,7 @@ from sglang.srt.errors import RequestError, ThreadUnsupportedError, UnsupportedE
 from sglang.srt.sampling_params import MAX_COUNT
 from sglang.srt.server.anthropic.content import added_tools, chat_messages
 from sglang.srt.server.anthropic.tools import add_tools
-from sglang.srt.server.fields import Fields, as_int, as_texts, in_client_words, note_ignored, note_unknown
+from sglang.srt.server.fields import Fields, as_int, as_list, as_object, as_texts, in_client_words, note_ignored, note_unknown
 from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, CompletionRequest, note_members
 from sglang.srt.server.openapi.anthropic_shapes import BLOCK, TURN
 from sglang.srt.server.openapi.schemas import Schema, anything, free, integer, list_of, one_of, text
@@ -91,8 +91,7 @@ def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
         chat["max_tokens"] = as_int(body, "max_tokens", 0, 0, MAX_COUNT)
     if body.get("stop_sequences") is not None:
         chat["stop"] = as_texts(body, "stop_sequences")
-    tools = body.get("tools") or []
-    add_tools([*tools, *added_tools(body)] if isinstance(tools, list) else tools, body.get("tool_choice"), chat)
+    add_tools([*as_list(body, "tools"), *added_tools(body)], body.get("tool_choice"), chat)
     _add_output_config(body, chat)
     _add_thinking(body.get("thinking"), chat, thinks)
     return chat
@@ -115,9 +114,7 @@ def hides_reasoning(body: dict[str, Any]) -> bool:
 
 def _add_output_config(body: dict[str, Any], chat: dict[str, Any]) -> None:
     """`output_config`: how hard to think, and a format, which was called `output_format` before."""
-    config = body.get("output_config") or {}
-    if not isinstance(config, dict):
-        raise RequestError("output_config must be an object", "output_config")
+    config = as_object(body, "output_config")
     note_unknown(config, {"format", "effort"}, "key of output_config:")
     new, old = config.get("format"), body.get("output_format")
     if new is not None and old is not None and new != old:

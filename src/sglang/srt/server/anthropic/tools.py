@@ -25,12 +25,10 @@ _UNDO_UNTIL = "20250124"
 Tool = dict[str, Any]
 
 
-def add_tools(tools: Any, choice: Any, chat: dict[str, Any]) -> None:
+def add_tools(tools: list[Any], choice: Any, chat: dict[str, Any]) -> None:
     """Puts `tools` and `tool_choice` of a request into the body of its chat. Raises RequestError."""
-    if tools and not isinstance(tools, list):
-        raise RequestError("tools must be a list", "tools")
     shown, left_out = [], []
-    for i, tool in enumerate(tools or ()):
+    for i, tool in enumerate(tools):
         function = _function(tool, f"tools[{i}]")
         if function is not None:
             shown.append({"type": "function", "function": function})
@@ -45,8 +43,10 @@ def add_tools(tools: Any, choice: Any, chat: dict[str, Any]) -> None:
 
 def _function(tool: Any, where: str) -> Tool | None:
     """The tool as a function of a chat; None if the client does not run it."""
-    kind = tool.get("type") or "custom" if isinstance(tool, dict) else None
-    if kind == "custom":
+    if not isinstance(tool, dict):
+        raise RequestError(f"{where}.type must be custom or a tool of Anthropic's", "tools")
+    kind = tool.get("type")
+    if kind is None or kind == "custom":
         note_unknown(tool, {*_NAMES, *_HINTS}, "key of a tool:")
         return {new: tool[old] for old, new in _NAMES.items() if tool.get(old) is not None}
     if not isinstance(kind, str):

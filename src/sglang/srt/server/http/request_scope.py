@@ -74,10 +74,10 @@ def created_at() -> int:
     return scope.journal.created if scope is not None and scope.journal is not None else int(time.time())
 
 
-def name_user(user: object) -> None:
+def name_user(user: str | None) -> None:
     """Enters the `user` of an OpenAI body."""
     scope = _current.get()
-    if scope is not None and isinstance(user, str):
+    if scope is not None and user is not None:
         scope.user = user[:MAX_NAME]
 
 

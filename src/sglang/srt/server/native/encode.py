@@ -48,6 +48,8 @@ class EncodeCall:
 def read_encode(manager: TokenizerManager, body: dict[str, Any]) -> EncodeCall:
     """Checks a body: {text | input_ids, prompt_name?}. Raises RequestError."""
     check_known(body, ENCODE_FIELDS.read, "field")
+    if None not in (body.get("text"), body.get("input_ids")):
+        raise RequestError("text and input_ids say the same: give one of them", "input_ids")
     texts, is_list = read_texts(manager, body, "text" if body.get("text") is not None else "input_ids")
     return EncodeCall(texts, rids(as_text(body, "rid") or uuid4().hex, len(texts)), is_list)
 

@@ -173,7 +173,9 @@ class NativeApi:
         return LargeJsonResponse(reply)
 
     def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
-        name = "text" if "text" in body else "prompt"
+        if None not in (body.get("text"), body.get("prompt")):
+            raise RequestError("prompt is another name of text: give one of them", "prompt")
+        name = "text" if body.get("text") is not None else "prompt"
         text: Any = body.get(name)
         texts = text if isinstance(text, list) else [text]
         check_count(len(texts), name)

@@ -257,8 +257,8 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate, media: lis
     if reasoning := {key: raw[key] for key in _REASONING if raw.get(key) is not None}:
         first = next(iter(reasoning.values()))
         message |= {"thinking": first, **reasoning, "reasoning_content": first}
-    if raw.get("tool_calls"):
-        message["tool_calls"] = _tool_calls(raw["tool_calls"], where, template.forms.argument_objects)
+    if raw.get("tool_calls") is not None and (calls := _tool_calls(raw["tool_calls"], where, template.forms.argument_objects)):
+        message["tool_calls"] = calls
     return message
 
 
@@ -318,7 +318,10 @@ def _tool_calls(raw: Any, where: str, as_objects: bool) -> list[dict[str, Any]]:
         check_members(call, _CALL_KEYS | _CALL_HINTS, f"{where}.tool_calls[{i}]", "messages")
         check_members(function, _FUNCTION_KEYS, f"{where}.tool_calls[{i}].function", "messages")
         call = {key: value for key, value in call.items() if key not in _CALL_HINTS}
-        arguments = function.get("arguments", "{}")
+        arguments = function.get("arguments")
+        arguments = "{}" if arguments is None else arguments
+        if not isinstance(arguments, (str, dict)):
+            raise RequestError(f"{where}.tool_calls[{i}].function.arguments must be a string of JSON", "messages")
         if isinstance(arguments, str) and as_objects:
             parsed = _data(arguments)
             arguments = parsed if isinstance(parsed, dict) else arguments

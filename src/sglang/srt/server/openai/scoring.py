@@ -145,6 +145,7 @@ class ScoringApi:
             raise self._manager.maker.too_many_chars(count, "items")
 
     def _score_call(self, body: dict[str, Any]) -> _ScoreCall | _JudgeCall:
+        as_text(body, "lora_path")
         if self._manager.info.get("num_labels"):
             self._manager.adapters.check_none(body)
             return self._judge_call(body)

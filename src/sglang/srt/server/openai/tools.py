@@ -197,7 +197,7 @@ def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
 def parse_tools(raw: Any) -> list[dict[str, Any]]:
     """A checked list of {"type": "function", "function": {"name", "description"?, "parameters"?, "strict"?}}. Raises
     RequestError."""
-    tools = raw or []
+    tools = [] if raw is None else raw
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
         raise RequestError(f"tools must be a list of at most {MAX_TOOLS} tools", "tools")
     checked = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import SHOWN, note_ignored, note_unknown
+from sglang.srt.server.fields import SHOWN, as_object, note_ignored, note_unknown
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import PART_HINTS
 from sglang.srt.server.openai.responses.response_tools import ADDED, ResponseTools
@@ -106,12 +106,13 @@ class ItemMessages:
     def _function(self, item: dict[str, Any], kind: str) -> dict[str, Any]:
         """The function of a call and its arguments."""
         if kind == "function_call":
-            name, arguments = self.tools.shown(item.get("name"), item.get("namespace")), item.get("arguments") or "{}"
+            name, arguments = self.tools.shown(item.get("name"), item.get("namespace")), item.get("arguments")
+            arguments = "{}" if arguments in (None, "") else arguments
         elif kind == "custom_tool_call":
             name, arguments = item.get("name"), json.dumps({"input": item.get("input")}, ensure_ascii=False)
         else:
             name = kind.removesuffix("_call")
-            arguments = encode_json(item.get(_OTHER_CALLS[name]) or {}).decode()
+            arguments = encode_json(as_object(item, _OTHER_CALLS[name], param="input")).decode()
         return {"name": name, "arguments": arguments}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import Fields, note_ignored, note_unknown
+from sglang.srt.server.fields import Fields, as_object, note_ignored, note_unknown
 from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, CompletionRequest, note_members
 from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
 from sglang.srt.server.openai.responses.response_tools import ResponseTools
@@ -115,12 +115,12 @@ def add_messages(body: dict[str, Any], history: list[Any], messages: ItemMessage
 def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
     if text is None:
         return
-    if not isinstance(text, dict) or not isinstance(text.get("format") or {}, dict):
+    if not isinstance(text, dict):
         raise RequestError("text must be an object with a format", "text")
     note_members(text, ("format", "verbosity"), "text", "text")
     if text.get("verbosity") not in (None, "medium"):
         note_ignored("text.verbosity")
-    form = text.get("format") or {"type": "text"}
+    form = as_object(text, "format", "text.format", "text") or {"type": "text"}
     kind = form.get("type")
     known = _FORMATS.get(kind, ()) if isinstance(kind, str) else ()
     note_members(form, ("type", *known), "text.format", "text")
@@ -141,7 +141,7 @@ def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:
 def _add_logprobs(body: dict[str, Any], chat: dict[str, Any]) -> None:
     """Log probabilities, where `include` or `top_logprobs` asks for them. All else that may be included is of items that there are
     none of here, or, as encrypted reasoning, is not needed."""
-    include = body.get("include") or []
+    include = [] if body.get("include") is None else body["include"]
     if not isinstance(include, list) or not all(isinstance(name, str) for name in include):
         raise RequestError("include must be a list of strings", "include")
     for name in include:
@@ -149,6 +149,7 @@ def _add_logprobs(body: dict[str, Any], chat: dict[str, Any]) -> None:
             note_ignored(f"include: {name}")
     if body.get("truncation") not in (None, "auto", "disabled"):
         raise RequestError("truncation must be auto or disabled", "truncation")
-    if body.get("top_logprobs") or LOGPROBS in include:
+    num_top = body.get("top_logprobs")
+    if LOGPROBS in include or not (num_top is None or (type(num_top) is int and num_top == 0)):
         chat["logprobs"] = True
-        chat["top_logprobs"] = body.get("top_logprobs")
+        chat["top_logprobs"] = num_top
