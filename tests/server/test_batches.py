@@ -442,7 +442,7 @@ async def test_a_full_disk_is_waited_for(site: MakeSite, monkeypatch: pytest.Mon
             def close(self) -> None: ...
 
         monkeypatch.setattr(stored_files.os, "fdopen", lambda *_: Full())
-        with pytest.raises(openai.InternalServerError, match="no room"):
+        with pytest.raises(openai.InternalServerError, match="No space left"):
             await here.openai().files.create(file=("a", b"x"), purpose="batch")
         assert here.runner.files.on_their_way.total() == 0
 
@@ -633,6 +633,16 @@ async def test_long_lines_are_counted_before_objects_are_made(tmp_path: Path, va
         tracemalloc.stop()
     assert not rows and errors[0].code == "invalid_json_line" and "values" in errors[0].message
     assert peak < 3 * size and peak_of_body < 5 * size
+
+
+async def test_a_batch_that_is_cancelled_while_its_input_is_read(site: MakeSite) -> None:
+    async with site() as here:
+        async with here.runner._turns.place("another"):
+            batch = await here.batch([line("a")], until=False)
+            while batch.id not in here.runner._jobs:
+                await asyncio.sleep(0.01)
+            await here.openai().batches.cancel(batch.id)
+        assert (await here.ended(batch.id)).status == "cancelled"
 
 
 async def test_cancelled_requests_fill_no_more_than_the_room_that_there_is(site: MakeSite) -> None:

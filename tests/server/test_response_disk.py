@@ -48,7 +48,7 @@ async def test_what_another_server_deletes_is_gone_here(tmp_path: Path) -> None:
     here.put("k", [], response("r1"))
     await there.fetch("r1", "k")
     assert there.get("r1", "k").output_ids == ("msg_r1",)
-    there.delete("r1", "k")
+    await there.forget("r1", "k")
     await there.fetch("r1", "k")
     await here.fetch("r1", "k")
     for store in (here, there):

@@ -31,17 +31,21 @@ class BadDatabase(Exception):
 class StoreThread(Generic[S]):
     """Owner of a store and of the one thread that it lives on."""
 
-    def __init__(self, make: Callable[[], S]) -> None:
-        """Raises what `make` does."""
+    def __init__(self, make: Callable[[], S], refusal: Callable[[str], Exception]) -> None:
+        """`refusal`: what is raised where the disk does not do its part, made of its reason. Raises what `make` does."""
+        self._refusal = refusal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self.store = self._thread.submit(make).result()
 
     async def do(self, work: Callable[Concatenate[S, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`work(store, *args)`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(self.store, *args, **kwargs))
+        """`work(store, *args)`. A disk that is full, or read only, or gone, is a refusal: nothing of the work is done."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(self.store, *args, **kwargs))
+        except sqlite3.OperationalError as error:
+            raise self._refusal(str(error)) from error
 
     def begin(self, work: Callable[Concatenate[S, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """The same, and nobody waits for it."""
+        """The same, and nobody waits for it: its future has SQLite's own error."""
         return self._thread.submit(lambda: work(self.store, *args, **kwargs))
 
     def close(self, work: Callable[[S], object]) -> None:
@@ -73,7 +77,8 @@ def changing(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("begin immediate")
     try:
         yield
+        database.execute("commit")
     except BaseException:
-        database.execute("rollback")
+        if database.in_transaction:  # SQLite may have ended it itself: where the disk is full
+            database.execute("rollback")
         raise
-    database.execute("commit")

@@ -216,7 +216,7 @@ class OpenAIApi:
     async def delete_response(self, request: Request) -> Response:
         name = request.path_params["response"]
         await self._stored(request)
-        self._responses.delete(name, current_scope().key)
+        await self._responses.forget(name, current_scope().key)
         return JsonResponse({"id": name, "object": "response", "deleted": True})
 
     @documented("What the request of a stored response said", OPENAI, reply=shapes.ITEMS, paths=_RESPONSE_ID, may_lack=True)

@@ -17,20 +17,21 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from sglang.common.batch_run import Patient, run_window, wait_for_event
 from sglang.common.database import StoreThread
+from sglang.srt.errors import OverloadError
 from sglang.srt.server.limits.shares import Shares
 from sglang.srt.server.openai.batches.batch_input import Row, body_of, custom_id_of, line_at, read_input
 from sglang.srt.server.openai.batches.batch_records import BatchError, BatchRecord, FileRecord, Status
 from sglang.srt.server.openai.batches.batch_store import BatchStore
 from sglang.srt.server.openai.batches.row_calls import RowCalls
-from sglang.srt.server.openai.batches.stored_files import StoredFiles, new_name
+from sglang.srt.server.openai.batches.stored_files import StoredFiles, may_pass, new_name
 
 logger = logging.getLogger("sglang")
 
@@ -43,6 +44,9 @@ PLACE_BYTES = 1 << 20
 GOOD, BAD = b"+", b"-"
 
 _encode = msgspec.json.encode
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Job:
@@ -77,13 +81,15 @@ class Job:
         try:
             if not await self._read_input():
                 return
-            await asyncio.to_thread(self._answers.open)
+            await self._open_answers()
             self._files.on_their_way[batch.owner] += self._answers.size
-            status = await self._answer() if batch.status == "in_progress" else batch.status
+            now = self.batch.status  # it may have been cancelled meanwhile
+            status = await self._answer() if now == "in_progress" else now
             await self._end(status)
         except (OSError, msgspec.MsgspecError) as error:
             logger.exception("batch %s", batch.id)
-            await self._fail([BatchError("server_error", f"the batch could not be run: {error}"[:500])])
+            reason = error.strerror if isinstance(error, OSError) else error  # without a path of ours
+            await self._fail([BatchError("server_error", f"the batch could not be run: {reason}"[:500])])
         finally:
             self._files.on_their_way[batch.owner] -= self._answers.size
             self._answers.close()
@@ -104,15 +110,38 @@ class Job:
                 await self._refresh()
         return True
 
+    async def _open_answers(self) -> None:
+        """Raises OSError where waiting does not help."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._answers.open)
+            except OSError as error:
+                await self._wait_for_disk(error)
+
+    async def _wait_for_disk(self, error: OSError | OverloadError) -> None:
+        """Raises `error` if waiting does not help."""
+        if isinstance(error, OSError) and not may_pass(error):
+            raise error
+        logger.warning("batch %s waits: %s", self.batch.id, error)
+        await asyncio.sleep(FULL_SECONDS)
+
+    async def _do(self, work: Callable[Concatenate[BatchStore, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In the store, as soon as its disk lets it."""
+        while True:
+            try:
+                return await self._store.do(work, *args, **kwargs)
+            except OverloadError as error:
+                await self._wait_for_disk(error)
+
     async def _fail(self, errors: list[BatchError]) -> None:
         self.batch.errors, self.batch.failed_at = errors, int(time.time())
         await self._move("failed")
 
     async def _move(self, status: Status, unless: tuple[Status, ...] = ()) -> bool:
-        return await self._store.do(BatchStore.move, self.batch, status, unless)
+        return await self._do(BatchStore.move, self.batch, status, unless)
 
     async def _refresh(self) -> None:
-        self.batch = await self._store.do(BatchStore.batch, self.batch.id, self.batch.owner)
+        self.batch = await self._do(BatchStore.batch, self.batch.id, self.batch.owner)
 
     # --- answers ----------------------------------------------------------------------------------------------------------------
 
@@ -138,7 +167,7 @@ class Job:
         """Tells how far it is. Returns when it is to end."""
         while True:
             self._count()
-            if await self._store.do(BatchStore.count, self.batch) == "cancelling":
+            if await self._do(BatchStore.count, self.batch) == "cancelling":
                 return "cancelling"
             if time.time() >= self.batch.expires_at:
                 return "expired"
@@ -155,7 +184,7 @@ class Job:
         self._has_room.clear()
 
     async def _left(self) -> int:
-        return await self._store.do(lambda store: self._files.left(store, self.batch.owner))
+        return await self._do(lambda store: self._files.left(store, self.batch.owner))
 
     def _count(self) -> None:
         lines = self._answers.lines
@@ -191,8 +220,7 @@ class Job:
                     size = await asyncio.to_thread(self._answers.add, row.line, status == 200, said)
                     break
                 except OSError as error:
-                    logger.warning("batch %s waits: its answers cannot be written: %s", self.batch.id, error.strerror)
-                    await asyncio.sleep(FULL_SECONDS)
+                    await self._wait_for_disk(error)
         self._files.on_their_way[self.batch.owner] += size
 
     def _name_of(self, row: Row) -> str:
@@ -212,28 +240,33 @@ class Job:
             await self._refresh()
             self.batch.completed, self.batch.failed = completed, failed
         while not await self._has_ended(status):
-            await asyncio.sleep(FULL_SECONDS)
+            pass
         await asyncio.to_thread(self._answers.remove)
         batch = self.batch
         logger.info("batch %s: %s, %d answers, %d errors", batch.id, batch.status, batch.completed, batch.failed)
 
     async def _has_ended(self, status: Status) -> bool:
-        """False while the disk is full. One batch at a time, since the room is counted with what is recorded."""
+        """False where that has to be tried again. One batch at a time, since the room is counted with what is recorded."""
         last: Status = "completed" if status == "finalizing" else "cancelled" if status == "cancelling" else "expired"
+        files: list[FileRecord] = []
         async with self._turns.place(self.batch.owner):
             try:
-                files = await asyncio.to_thread(self._assemble, status, await self._left())
-            except OSError as error:
-                logger.warning("batch %s waits: its answers cannot be written: %s", self.batch.id, error)
-                return False
-            setattr(self.batch, f"{last}_at", int(time.time()))
-            self.batch.status = last
-            await self._store.do(BatchStore.add_files, files, self.batch)
-        return True
+                await asyncio.to_thread(self._assemble, status, await self._left(), files)
+                setattr(self.batch, f"{last}_at", int(time.time()))
+                self.batch.status = last
+                await self._store.do(BatchStore.add_files, files, self.batch)
+                return True
+            except (OSError, OverloadError) as error:
+                failure = error
+                for file in files:
+                    await asyncio.to_thread(self._files.remove, file.id)
+        await self._wait_for_disk(failure)
+        return False
 
-    def _assemble(self, status: Status, left: int) -> list[FileRecord]:
-        """The two files of answers. `left`: bytes for what is no answer, and has not been counted yet."""
-        batch, found = self.batch, []
+    def _assemble(self, status: Status, left: int, found: list[FileRecord]) -> None:
+        """Writes the two files of answers, and enters each into `found`. `left`: bytes for what is no answer, and has not been counted
+        yet."""
+        batch = self.batch
         batch.output_file_id = batch.error_file_id = None
         if status != "finalizing" and not self._fits(status, self._answers.size + left):
             status = "finalizing"
@@ -247,7 +280,6 @@ class Job:
             file = self._write_file(f"{batch.id}_{field}.jsonl", first, pieces)
             setattr(batch, f"{field}_file_id", file.id)
             found.append(file)
-        return found
 
     def _lines(self, is_good: bool, status: Status) -> Iterator[bytes]:
         """Those of one of the two files, in the order of the requests."""
@@ -273,23 +305,28 @@ class Job:
         return True
 
     def _write_file(self, filename: str, first: bytes, others: Iterator[bytes]) -> FileRecord:
-        batch, now = self.batch, int(time.time())
+        batch, now, name = self.batch, int(time.time()), new_name("file-")
         path = self._files.folder / "uploads" / new_name("")
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
                 out.write(first)
                 out.writelines(others)
                 size = out.tell()
+            path.rename(self._files.path(name))
         except OSError:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
         expires_at = now + batch.output_seconds if batch.output_seconds is not None else None
-        file = FileRecord(
-            id=new_name("file-"), owner=batch.owner, filename=filename, size=size, purpose="batch_output", created_at=now,
+        return FileRecord(
+            id=name,
+            owner=batch.owner,
+            filename=filename,
+            size=size,
+            purpose="batch_output",
+            created_at=now,
             expires_at=expires_at,
-        )  # fmt: skip
-        path.rename(self._files.path(file.id))
-        return file
+        )
 
 
 class Answers:

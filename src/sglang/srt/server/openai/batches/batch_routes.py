@@ -114,7 +114,7 @@ class BatchApi:
     async def delete_file(self, request: Request) -> Response:
         file = await self._file(request)
         await self._store.do(BatchStore.remove_file, file.id, file.owner)
-        await asyncio.to_thread(self._files.path(file.id).unlink, True)
+        await asyncio.to_thread(self._files.remove, file.id)
         return JsonResponse({"id": file.id, "object": "file", "deleted": True})
 
     async def _file(self, request: Request) -> FileRecord:

@@ -13,12 +13,13 @@ import time
 from sglang.common.batch_run import wait_for_event
 from sglang.common.database import StoreThread
 from sglang.srt.config import BatchOptions
+from sglang.srt.errors import OverloadError
 from sglang.srt.server.limits.shares import Shares
 from sglang.srt.server.openai.batches.batch_job import Job
 from sglang.srt.server.openai.batches.batch_records import BatchRecord
 from sglang.srt.server.openai.batches.batch_store import BatchStore
 from sglang.srt.server.openai.batches.row_calls import RowCalls
-from sglang.srt.server.openai.batches.stored_files import StoredFiles
+from sglang.srt.server.openai.batches.stored_files import StoredFiles, unwritable
 
 logger = logging.getLogger("sglang")
 
@@ -35,7 +36,7 @@ class BatchRunner:
     def __init__(self, options: BatchOptions) -> None:
         """Raises ConfigError for a folder that cannot be used."""
         self.files = StoredFiles(options)
-        self.store = StoreThread(lambda: BatchStore(self.files.folder / "batches.sqlite3"))
+        self.store = StoreThread(lambda: BatchStore(self.files.folder / "batches.sqlite3"), unwritable)
         self.calls: RowCalls | None = None
         """how requests are sent; set before `run`"""
         self._places = Shares(options.window, options.window, "requests of batches")
@@ -70,15 +71,21 @@ class BatchRunner:
         cleaned = -CLEAN_SECONDS
         while True:
             self._wanted.clear()
-            if time.monotonic() - cleaned >= CLEAN_SECONDS:
-                cleaned = time.monotonic()
-                await self.store.do(self.files.clean)
-            for batch in await self.store.do(BatchStore.unfinished):
-                if batch.id not in self._jobs and self._may_start(batch):
-                    assert self.calls is not None
-                    job = Job(batch, self.files, self.store, self.calls, self._places, self._turns)
-                    self._jobs[batch.id] = job, asyncio.create_task(self._run_one(job))
+            try:
+                if time.monotonic() - cleaned >= CLEAN_SECONDS:
+                    cleaned = time.monotonic()
+                    await self.store.do(self.files.clean)
+                self._start_all(await self.store.do(BatchStore.unfinished))
+            except OverloadError as error:
+                logger.warning("batches wait: %s", error)
             await wait_for_event(self._wanted, LOOK_SECONDS)
+
+    def _start_all(self, batches: list[BatchRecord]) -> None:
+        for batch in batches:
+            if batch.id not in self._jobs and self._may_start(batch):
+                assert self.calls is not None
+                job = Job(batch, self.files, self.store, self.calls, self._places, self._turns)
+                self._jobs[batch.id] = job, asyncio.create_task(self._run_one(job))
 
     def _may_start(self, batch: BatchRecord) -> bool:
         """Those that are cancelled, or late, do not wait behind those that have a long way to go."""

@@ -10,6 +10,7 @@ Nobody fills the disk: all files together have a limit, and among several keys o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -27,10 +28,21 @@ MAX_FILES = 10_000
 FORGOTTEN_SECONDS = 86_400.0
 """after which what a server left behind that was killed is removed"""
 MAX_FILENAME = 255
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class NoRoom(OverloadError):
     """The disk, or the part of it that files may have, is full."""
+
+
+def unwritable(reason: str | None) -> NoRoom:
+    """What is told of a disk; paths of ours are not."""
+    return NoRoom(f"--batch-dir cannot be used now: {reason}")
+
+
+def may_pass(error: OSError) -> bool:
+    """Somebody may make room: what failed can be tried again."""
+    return error.errno in _PASSING
 
 
 class StoredFiles:
@@ -75,12 +87,17 @@ class StoredFiles:
             )
         return left
 
+    def remove(self, name: str) -> None:
+        """Of a file that is in no record any more; what cannot be removed now, `clean` removes later."""
+        with contextlib.suppress(OSError):
+            self.path(name).unlink()
+
     def clean(self, store: BatchStore) -> None:
         """Removes files whose time is over, and what servers that were killed have left behind."""
         now = time.time()
         for file in store.expired_files(now):
             store.remove_file(file.id, file.owner)
-            self.path(file.id).unlink(missing_ok=True)
+            self.remove(file.id)
         known = store.file_names()
         running = {batch.id for batch in store.unfinished()}
         for path in (*self.folder.glob("files/*"), *self.folder.glob("uploads/*"), *self.folder.glob("work/*")):
@@ -93,9 +110,13 @@ class Upload:
     """A file that comes in pieces; `write`, `finish` and `drop` touch the disk."""
 
     def __init__(self, files: StoredFiles, owner: str, room: int) -> None:
+        """Raises NoRoom."""
         self._files, self._owner, self._room = files, owner, room
         self._path = files.folder / "uploads" / secrets.token_hex(12)
-        self._file: IO[bytes] = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        try:
+            self._file: IO[bytes] = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        except OSError as error:
+            raise unwritable(error.strerror) from error
         self.size = 0
 
     def write(self, data: bytes) -> None:
@@ -108,25 +129,30 @@ class Upload:
         try:
             self._file.write(data)
         except OSError as error:
-            raise NoRoom(f"the disk of --batch-dir has no room: {error.strerror}") from error
+            raise unwritable(error.strerror) from error
         self.size += len(data)
         self._files.on_their_way[self._owner] += len(data)
 
     def finish(self, file: FileRecord, store: BatchStore) -> None:
-        """All has come: from now on it is a file."""
+        """All has come: from now on it is a file. Raises NoRoom."""
         try:
             self._file.close()
+            self._path.rename(self._files.path(file.id))
         except OSError as error:
-            raise NoRoom(f"the disk of --batch-dir has no room: {error.strerror}") from error
-        self._path.rename(self._files.path(file.id))
-        store.add_files([file])
+            raise unwritable(error.strerror) from error
+        try:
+            store.add_files([file])
+        except BaseException:
+            self._files.remove(file.id)
+            raise
 
     def drop(self) -> None:
         """It is on its way no more; what is not finished is removed."""
         self._files.on_their_way[self._owner] -= self.size
         with contextlib.suppress(OSError):
             self._file.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 def new_name(kind: str) -> str:

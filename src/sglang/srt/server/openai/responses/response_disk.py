@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from sglang.common.database import BadDatabase, StoreThread, changing, open_database
-from sglang.srt.errors import ConfigError
-from sglang.srt.server.openai.responses.store import ResponseStore, StoredResponse, reference_ids
+from sglang.srt.errors import ConfigError, OverloadError
+from sglang.srt.server.openai.responses.store import MAX_RESPONSES, ResponseStore, StoredResponse, reference_ids
 
 logger = logging.getLogger("sglang")
 
@@ -26,6 +26,10 @@ create table if not exists responses(number integer primary key, owner text, id 
     output blob, output_ids text, size integer, unique(owner, id));
 create table if not exists outputs(owner text, id text, response text, primary key(owner, id)) without rowid;
 """
+
+
+def unwritable(reason: str) -> OverloadError:
+    return OverloadError(f"--state-dir cannot be used now: {reason}")
 
 
 class DiskResponses:
@@ -103,29 +107,49 @@ class SharedResponses(ResponseStore):
     def __init__(self, folder: Path) -> None:
         """Raises ConfigError."""
         super().__init__()
-        self._disk = StoreThread(lambda: DiskResponses(folder / "responses.sqlite3"))
+        self._disk = StoreThread(lambda: DiskResponses(folder / "responses.sqlite3"), unwritable)
         self._last: Future[None] | None = None
         """the write that was begun last"""
-        self._only_here: set[tuple[str, str]] = set()
-        """what could not be written"""
+        self._only_here: dict[tuple[str, str], None] = {}
+        """what could not be written, the oldest first"""
 
     def kept(self, owner: str, name: str, stored: StoredResponse) -> None:
-        def note(written: Future[None]) -> None:
-            error = written.exception()
-            if error is not None:
-                logger.warning("a response is kept in memory only, since --state-dir cannot be written: %s", error)
-                self._only_here.add((owner, name))
-
+        loop = asyncio.get_running_loop()
         self._last = self._disk.begin(DiskResponses.put, owner, name, stored)
-        self._last.add_done_callback(note)
+        self._last.add_done_callback(
+            lambda written: loop.call_soon_threadsafe(self._was_written, owner, name, written.exception())
+        )
+
+    def _was_written(self, owner: str, name: str, error: BaseException | None) -> None:
+        """What could not be written is in memory only, and written once another one could be."""
+        if error is not None:
+            if not self._only_here:
+                logger.warning("responses are kept in memory only, since --state-dir cannot be written: %s", error)
+            self._only_here[owner, name] = None
+            while len(self._only_here) > MAX_RESPONSES:  # memory has no more either
+                self._only_here.pop(next(iter(self._only_here)))
+            return
+        was_full = bool(self._only_here)
+        self._only_here.pop((owner, name), None)
+        while self._only_here:
+            owner, name = next(iter(self._only_here))
+            if (stored := self.peek(name, owner)) is not None:
+                self.kept(owner, name, stored)
+                return
+            del self._only_here[owner, name]
+        if was_full:
+            logger.warning("--state-dir can be written again")
 
     async def settled(self) -> None:
         if self._last is not None and not self._last.done():
-            await asyncio.wait([asyncio.wrap_future(self._last)])
+            await asyncio.gather(asyncio.wrap_future(self._last), return_exceptions=True)
 
-    def delete(self, name: str, owner: str) -> None:
-        super().delete(name, owner)
-        self._disk.begin(DiskResponses.remove, owner, name)
+    async def forget(self, name: str, owner: str) -> None:
+        """Raises OverloadError, and keeps it, where the disk does."""
+        await self._disk.do(DiskResponses.remove, owner, name)
+        self._only_here.pop((owner, name), None)
+        if self.peek(name, owner) is not None:
+            self.drop(name, owner)
 
     async def fetch(self, name: str | None, owner: str) -> None:
         """Brings a response, and all that it follows, into memory, or takes out of memory what has been deleted."""

@@ -154,6 +154,10 @@ class ResponseStore:
         self.get(name, owner)
         self.drop(name, owner)
 
+    async def forget(self, name: str, owner: str) -> None:
+        """Deletes it wherever it is kept. Raises NoSuchResponseError."""
+        self.delete(name, owner)
+
     def chain(self, name: str | None, owner: str) -> list[StoredResponse]:
         """A response and all before it, oldest first. Raises RequestError if one of them is not there."""
         chain: list[tuple[str, StoredResponse]] = []
