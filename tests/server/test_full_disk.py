@@ -93,23 +93,28 @@ async def test_a_batch_waits_for_the_disk_of_its_record(site: MakeSite, break_di
     """Wherever it is when that happens; and others can be created again."""
     async with site() as here:
         client = here.openai()
-        running = await here.batch([line(str(i), f"a {i}") for i in range(40)], until=False)
+        small = (await here.batch([line("a")])).input_file_id
+        running = await here.batch([line(str(i), f"a {i}") for i in range(20)], until=False)
         for _ in range(2):
             await here.runner.store.do(break_disk, True)
             with pytest.raises(openai.InternalServerError, match="--batch-dir cannot be used now"):
-                for _ in range(200):  # the last page may have room for some
+                for _ in range(40):  # the last page may have room for some
                     await client.batches.create(
-                        input_file_id=running.input_file_id, endpoint=CHAT, completion_window="24h", metadata={"a": "b" * 400}
+                        input_file_id=small,
+                        endpoint=CHAT,
+                        completion_window="24h",
+                        metadata=dict.fromkeys("abcdefg", "x" * 500),
                     )
             with pytest.raises(openai.InternalServerError, match="--batch-dir cannot be used now"):
-                for _ in range(200):
+                for _ in range(100):
                     await client.files.create(file=("b" * 200, b"x"), purpose="batch")
             await asyncio.sleep(0.3)
             await here.runner.store.do(break_disk, False)
             batch = await here.batch([line("a"), line("b")])
             assert batch.status == "completed" and batch.request_counts.completed == 2
-        ended = await here.ended(running.id)
-        assert ended.status == "completed" and ended.request_counts.completed == 40
+        names = [one.id for one in (await client.batches.list(limit=100)).data]
+        ended = {name: await here.ended(name) for name in names}
+        assert {one.status for one in ended.values()} == {"completed"} and ended[running.id].request_counts.completed == 20
         left = {path.name for path in here.runner.files.folder.glob("files/*")}
         assert left == await here.runner.store.do(BatchStore.file_names), "what has no record is removed"
         assert not list(here.runner.files.folder.glob("uploads/*"))
