@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,11 +15,15 @@ from tests.attack.conftest import attacked
 from tests.attack.constraints import EBNFS, REGEXES, SCHEMAS, STOP_REGEXES, constrained, routes_of, routes_of_text
 from tests.attack.target import Scale, Target
 
-AT_ONCE = 4
+AT_ONCE, MAX_TRIES = 4, 10
 
 
 def send(target: Target, path: str, body: dict[str, Any]) -> None:
-    reply = target.post(path, body)
+    for _ in range(MAX_TRIES):
+        reply = target.post(path, body)
+        if reply.status_code != 503:  # on a busy machine others are still being compiled, and clients are told to come again
+            break
+        time.sleep(int(reply.headers["retry-after"]))
     assert reply.status_code in (200, 400), f"{reply.status_code}: {reply.text[:500]}"
     if reply.status_code == 400:
         assert len(reply.json()["error"]["message"]) > 10

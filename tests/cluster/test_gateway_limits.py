@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import time
+import weakref
 from typing import Any
 
 import pytest
 
-from sglang.cluster import held_state, relay
+from sglang.cluster import gateway, held_state, relay
+from sglang.cluster.gateway import Gateway
 from sglang.cluster.held_state import HeldState
+from sglang.cluster.metrics import GatewayMetrics
 from sglang.cluster.relay import JournalRoom, Lost, Relay
 from sglang.cluster.upstream import Exchange, Head, Upstream, UpstreamLost
 from sglang.srt.server.http.request_scope import RequestScope, enter_scope, leave_scope
 from sglang.srt.server.limits.json_limits import Pieces
+from tests.cluster.test_gateway_names import Pool
 
 SCOPE = {"type": "http", "method": "POST", "path": "/generate", "headers": [], "query_string": b"", "client": ("127.0.0.1", 1)}
 
@@ -99,3 +105,50 @@ async def test_a_client_that_leaves_between_two_pieces_is_no_fault() -> None:
     exchange.close()
     with pytest.raises(UpstreamLost):
         await exchange.read()
+
+
+class Piece(bytearray):
+    """One that a test can watch."""
+
+
+class Answers(Events):
+    """An upstream that refuses what it is sent."""
+
+    async def send(self, *_: Any) -> Head:
+        return Head(400, [])
+
+    async def read(self) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize("kind", [Answers, Events])
+async def test_a_request_that_has_ended_holds_no_body(kind: type[Events]) -> None:
+    """Not even until the collector comes, which for few large bodies is long."""
+    piece = Piece(b"x" * 1000)
+    seen = weakref.ref(piece)
+    upstream: Any = kind(JournalRoom(), 0, 0)
+    gc.disable()
+    try:
+        async with Relay(SCOPE, never, drop, b"/generate", [piece]) as one:
+            await asyncio.sleep(0)  # its watcher waits
+            with contextlib.suppress(Lost):
+                await one.over(upstream)
+        del piece
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+async def test_flushing_gives_back_what_bodies_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[bool] = []
+    monkeypatch.setattr(gateway, "release_freed_memory", lambda: done.append(True))
+    pool: Any = Pool()
+    scope = {**SCOPE, "method": "GET", "path": "/flush_cache"}
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    await Gateway(pool, GatewayMetrics(), page=False)(scope, receive, drop)
+    assert done

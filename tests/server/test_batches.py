@@ -364,6 +364,11 @@ async def test_a_file_of_ten_million_lines_is_read_no_further_than_its_limit(tmp
     assert time.process_time() - began < 1.0
 
 
+def expires(seconds: str) -> bytes:
+    head = '--q\r\nContent-Disposition: form-data; name="expires_after[{}]"\r\n\r\n{}\r\n'
+    return (head.format("anchor", "created_at") + head.format("seconds", seconds)).encode()
+
+
 async def test_bodies_that_are_no_uploads(site: MakeSite) -> None:
     head = b'--q\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     file = b'--q\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n'
@@ -380,6 +385,19 @@ async def test_bodies_that_are_no_uploads(site: MakeSite) -> None:
             (b"--q\r\nContent-Type: text/plain\r\n\r\nx\r\n--q--", "no name"),
             (b"--q\r\n" + b"X: y\r\n" * MAX_HEAD, "too long"),
             (head.replace(b"batch", b"b" * 5000) + file + b"--q--", "longer than"),
+            *(
+                (head + file + expires(number) + b"--q--", "seconds must be an integer")
+                for number in (
+                    "\u00b2\u00b2\u00b2\u00b2",
+                    "\u0664\u0665\u0666\u0667",
+                    "9" * 4000,
+                    "4000.0",
+                    "-4000",
+                    " ",
+                    "\0",
+                    "1e4",
+                )
+            ),
             (b"nothing of the kind, and long enough to be sure", "does not begin"),
         ):
             reply = await here.http().post(

@@ -35,6 +35,7 @@ from sglang.cluster.upstream import Headers, UpstreamLost
 from sglang.cluster.viewers import PATH as OF_VIEWERS
 from sglang.cluster.viewers import Viewers
 from sglang.srt.errors import DeadlineError, EngineDeadError, NoSuchModelError, OverloadError, SglangError
+from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.http.app import batch_app
 from sglang.srt.server.http.bodies import peek, read_body
 from sglang.srt.server.http.request_scope import current_scope
@@ -58,7 +59,8 @@ MAX_TRIES = 3
 """servers that may die over a request while its answer does not grow"""
 LOST_MESSAGE = "the server of this model died in the middle of the answer; send the request again"
 PREFIX = "/models/"
-CHANGING_BY_GET = frozenset({"/flush_cache", "/start_profile", "/stop_profile", "/open_session", "/close_session"})
+FLUSH = "/flush_cache"
+CHANGING_BY_GET = frozenset({FLUSH, "/start_profile", "/stop_profile", "/open_session", "/close_session"})
 """of a server of one model: what no page may let a browser ask for"""
 OF_ALL = re.compile(
     r"/(v1/responses/(?!compact$|input_tokens$)[^/]+(/input_items)?|abort_request|flush_cache|(start|stop)_profile"
@@ -399,6 +401,8 @@ class Gateway:
     async def _ask_all(self, scope: Scope, body: Pieces) -> Response:
         """The answer of the first server in memory that does not say 404; that of the last one if all do."""
         response: Response | None = None
+        if scope["path"] == FLUSH:
+            await asyncio.to_thread(release_freed_memory)  # bodies leave holes in the heap, here as in the servers
         for lease in self._pool.leases():
             with contextlib.suppress(OverloadError, EngineDeadError, UpstreamLost):
                 async with lease as child:

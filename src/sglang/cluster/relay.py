@@ -163,6 +163,7 @@ class Relay:
     ) -> None:
         self._watcher.cancel()
         self._drop_outputs()
+        self.body = []  # the cancelled watcher and this object hold each other until the collector comes
         if self._exchange is not None:
             self._exchange.close()
 

@@ -163,9 +163,15 @@ def _page(shown: list[dict[str, Any]], more: bool) -> dict[str, Any]:
 def _limit(given: str | None, usual: int, most: int) -> int:
     if given is None:
         return usual
-    if not (given.isascii() and given.isdigit() and len(given) < 9 and 1 <= int(given) <= most):
+    number = _number(given)
+    if number is None or not 1 <= number <= most:
         raise RequestError(f"limit must be an integer between 1 and {most}", "limit")
-    return int(given)
+    return number
+
+
+def _number(text: str) -> int | None:
+    """What is no number of a few digits is None: some characters are digits for Python, but not for its int."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else None
 
 
 # --- an upload --------------------------------------------------------------------------------------------------------------------
@@ -216,8 +222,7 @@ def _file_of(fields: dict[str, str], owner: str, size: int) -> FileRecord:
         raise RequestError(f"{said}: files are for batches, and their purpose is 'batch'", "purpose")
     now, kept = int(time.time()), None
     if "expires_after[seconds]" in fields or "expires_after[anchor]" in fields:
-        seconds = fields.get("expires_after[seconds]", "")
-        kept = _kept(fields.get("expires_after[anchor]"), int(seconds) if seconds.isdigit() and len(seconds) < 9 else None)
+        kept = _kept(fields.get("expires_after[anchor]"), _number(fields.get("expires_after[seconds]", "")))
     return FileRecord(
         id=new_name("file-"),
         owner=owner,
