@@ -21,7 +21,8 @@ from tests.model.dense_families import save_family
 from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutations, outcome, tiny_gguf, try_file
 from tests.model.quantised import FORMS, save_quantised
 from tests.model.tiny import save_model
-from tests.model.vision import save_qwen
+from tests.model.vision import randomise, save_qwen
+from tests.model.vision_families import internvl, llava_next, llava_one, mistral3, pixtral
 
 ALSO = (
     *(
@@ -35,13 +36,22 @@ ALSO = (
     ),
     *("use_sliding_window", "max_window_layers", "rope_theta", "attention_bias", "mlp_bias", "tie_word_embeddings"),
 )
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gptq", "w8a8", "fp8 tiles", "Qwen2VL", "Qwen2_5_VL")
+SEEING: dict[str, Callable[[], Any]] = {
+    "LLaVA": llava_one,
+    "LLaVA-NeXT": llava_next,
+    "Pixtral": pixtral,
+    "Mistral 3": mistral3,
+    "InternVL": internvl,
+}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gptq", "w8a8", "fp8 tiles", "Qwen2VL", "Qwen2_5_VL", *SEEING)
 
 
 def save(folder: Path, family: str) -> None:
     if family in FORMS:
         pack, config, _ = FORMS[family]
         save_quantised(folder, pack, config)
+    elif family in SEEING:
+        randomise(SEEING[family](), 0).save_pretrained(folder)
     elif "VL" in family:
         save_qwen(folder, family)
     else:

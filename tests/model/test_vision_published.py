@@ -9,11 +9,19 @@ import pytest
 
 from sglang.srt.model.kernels.cpu import CpuOps
 from tests.model.test_vision_pictures import (
+    _CLIP_PROCESSOR,
+    _INTERNVL_PROCESSOR,
+    _NEXT_PROCESSOR,
+    _PIXTRAL_PROCESSOR,
     _QWEN_PROCESSOR,
     Case,
     Family,
     _gemma3_inputs,
+    _internvl_inputs,
     _llava_inputs,
+    _llava_next_inputs,
+    _llava_one_inputs,
+    _pixtral_inputs,
     _qwen_inputs,
     _smolvlm_inputs,
     check_logits,
@@ -83,7 +91,62 @@ def _qwen(name: str, vision: dict[str, Any]) -> Any:
     return getattr(t, f"{name}ForConditionalGeneration")(config)
 
 
+def _clip(name: str) -> Any:
+    """llava-hf/llava-1.5-7b-hf, llava-hf/llava-v1.6-mistral-7b-hf: CLIP ViT-L/14 at 336, the last layer but one."""
+    import transformers as t
+
+    vision = t.CLIPVisionConfig(**SIGLIP | {"image_size": 336, "patch_size": 14, "num_hidden_layers": 3})
+    config = getattr(t, f"{name}Config")(vision_config=vision, text_config=t.LlamaConfig(**LONG), image_token_index=IMAGE)
+    return getattr(t, f"{name}ForConditionalGeneration")(config)
+
+
+def _pixtral(name: str, patch: int, size: int, **more: Any) -> Any:
+    """mistral-community/pixtral-12b, mistralai/Mistral-Small-3.1-24B-Instruct-2503"""
+    import transformers as t
+
+    vision = t.PixtralVisionConfig(**SIGLIP | {"image_size": size, "patch_size": patch})
+    text = t.MistralConfig(**LONG, sliding_window=None)
+    config = getattr(t, f"{name}Config")(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+        **more,
+    )
+    return getattr(t, f"{name}ForConditionalGeneration")(config)
+
+
+def _internvl() -> Any:
+    """OpenGVLab/InternVL3-1B-hf: InternViT-300M/14 at 448, 256 rows a tile, biases on q, k and v."""
+    import transformers as t
+
+    vision = t.InternVLVisionConfig(**SIGLIP | {"image_size": [448, 448], "patch_size": [14, 14]}, attention_bias=True)
+    config = t.InternVLConfig(
+        vision_config=vision, text_config=t.Qwen2Config(**LONG), image_token_id=IMAGE, tie_word_embeddings=False
+    )
+    return t.InternVLForConditionalGeneration(config)
+
+
+_CROPPED = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 CASES = {
+    "llava-1.5-7b": Case(lambda: _clip("Llava"), _CLIP_PROCESSOR, _CROPPED, _llava_one_inputs),
+    "llava-v1.6-mistral-7b": Case(lambda: _clip("LlavaNext"), _NEXT_PROCESSOR, _CROPPED, _llava_next_inputs),
+    "pixtral-12b": Case(
+        lambda: _pixtral("Llava", 16, 1024, vision_feature_select_strategy="full"),
+        _PIXTRAL_PROCESSOR,
+        {"size": {"longest_edge": 1024}, "patch_size": {"height": 16, "width": 16}},
+        _pixtral_inputs(16),
+    ),
+    "Mistral-Small-3.1-24B": Case(
+        lambda: _pixtral("Mistral3", 14, 1540),
+        _PIXTRAL_PROCESSOR,
+        {"size": {"longest_edge": 1540}, "patch_size": {"height": 14, "width": 14}},
+        _pixtral_inputs(28),
+    ),
+    "InternVL3-1B": Case(
+        _internvl, _INTERNVL_PROCESSOR, {"size": {"height": 448, "width": 448}, "max_patches": 12}, _internvl_inputs
+    ),
     "llava-onevision-qwen2-0.5b": Case(
         _llava,
         ("llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil"),

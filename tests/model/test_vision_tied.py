@@ -10,11 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.reference import ReferenceOps
 from tests.model.mllama import save_mllama
 from tests.model.tiny import open_worker
 from tests.model.vision import Shown, logits, randomise, save_qwen
-from tests.model.vision_families import QWEN2_5, QWEN3, gemma3, llava, qwen, smolvlm
+from tests.model.vision_families import (
+    QWEN2_5,
+    QWEN3,
+    gemma3,
+    internvl,
+    llava,
+    llava_next,
+    llava_one,
+    mistral3,
+    pixtral,
+    qwen,
+    smolvlm,
+)
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma3": gemma3,
@@ -83,6 +96,43 @@ def test_a_checkpoint_without_a_head_has_the_one_that_its_decoder_names(tmp_path
     theirs = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path)
     assert theirs.config.tie_word_embeddings
     assert open_worker(tmp_path, ReferenceOps()).info.vocab_size == 240
+
+
+BY_HEAD: dict[str, Callable[[], Any]] = {
+    "llava": llava_one,
+    "llava_next": llava_next,
+    "pixtral": pixtral,
+    "mistral3": mistral3,
+    "internvl": internvl,
+}
+
+
+@pytest.mark.parametrize("family", BY_HEAD)
+def test_the_checkpoint_says_whether_there_is_a_head(family: str, tmp_path: Path) -> None:
+    """As transformers 5 does it: a head that is there is used, whatever the config says; without one it is the embedding."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = BY_HEAD[family]()
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    randomise(model, 3).save_pretrained(tmp_path)
+    with torch.no_grad():
+        want = np.asarray(model(input_ids=torch.tensor([IDS])).logits[0])
+    for outer, inner in ((None, None), (False, False), (True, False), (False, True)):
+        tell(tmp_path, outer, inner)
+        assert np.abs(found(tmp_path) - want).max() < 3e-4 * np.abs(want).max()
+    path = tmp_path / "model.safetensors"
+    tensors = {name: value for name, value in load_file(path).items() if "lm_head" not in name}
+    save_file(tensors, path)
+    with torch.no_grad():
+        model.lm_head.weight = model.get_input_embeddings().weight
+        want = np.asarray(model(input_ids=torch.tensor([IDS])).logits[0])
+    for outer, inner in ((None, None), (True, None), (False, True)):
+        tell(tmp_path, outer, inner)
+        assert np.abs(found(tmp_path) - want).max() < 3e-4 * np.abs(want).max()
+    tell(tmp_path, outer=False, inner=False)
+    with pytest.raises(ModelError, match="lm_head"):
+        found(tmp_path)
 
 
 def test_gemma_ties_where_nothing_is_said(tmp_path: Path) -> None:

@@ -11,6 +11,81 @@ SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "n
 SIGLIP |= {"image_size": 28, "patch_size": 7}
 
 
+CLIP = SIGLIP | {"num_hidden_layers": 3}
+
+
+def llava_one(layers: Any = -2, strategy: str = "default", tower: str = "CLIP", **more: Any) -> Any:
+    """LLaVA 1.5. `more`: of the whole config."""
+    import transformers as t
+
+    config = t.LlavaConfig(
+        vision_config=getattr(t, f"{tower}VisionConfig")(**CLIP),
+        text_config=t.LlamaConfig(**SIZES),
+        image_token_index=IMAGE,
+        vision_feature_layer=layers,
+        vision_feature_select_strategy=strategy,
+        **more,
+    )
+    return t.LlavaForConditionalGeneration(config)
+
+
+POINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+
+
+def llava_next(tower: str = "CLIP", layers: Any = -2, strategy: str = "default", **text: Any) -> Any:
+    import transformers as t
+
+    config = t.LlavaNextConfig(
+        vision_config=getattr(t, f"{tower}VisionConfig")(**CLIP),
+        text_config=t.MistralConfig(**SIZES, sliding_window=None, **text),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=POINTS,
+        vision_feature_layer=layers,
+        vision_feature_select_strategy=strategy,
+    )
+    return t.LlavaNextForConditionalGeneration(config)
+
+
+PIXTRAL = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 7}
+
+
+def pixtral(layer: int = -1) -> Any:
+    import transformers as t
+
+    config = t.LlavaConfig(
+        vision_config=t.PixtralVisionConfig(**PIXTRAL, image_size=84),
+        text_config=t.MistralConfig(**SIZES, sliding_window=None),
+        image_token_index=IMAGE,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy="full",
+    )
+    return t.LlavaForConditionalGeneration(config)
+
+
+def mistral3() -> Any:
+    import transformers as t
+
+    config = t.Mistral3Config(
+        vision_config=t.PixtralVisionConfig(**PIXTRAL, image_size=84, hidden_act="silu"),
+        text_config=t.MistralConfig(**SIZES, sliding_window=None),
+        image_token_index=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return t.Mistral3ForConditionalGeneration(config)
+
+
+def internvl(**vision: Any) -> Any:
+    import transformers as t
+
+    config = t.InternVLConfig(
+        vision_config=t.InternVLVisionConfig(**SIGLIP, **vision),
+        text_config=t.Qwen2Config(**SIZES),
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return t.InternVLForConditionalGeneration(config)
+
+
 def llava() -> Any:
     import transformers as t
 

@@ -60,8 +60,25 @@ class VisionConfig:
     """rows an image becomes, where that is fixed (Gemma 3)"""
     bidirectional_images: bool = False
     """whether the decoder's rows of an image see all of it, not only what stands before them (Gemma 3)"""
+    class_row: bool = False
+    """a learnt row stands before those of a tile's patches (CLIP)"""
+    taken_layers: tuple[int, ...] = ()
+    """after so many layers rows are taken, and stand side by side; empty: after all"""
+    drops_first: bool = False
+    """a tile's first row is not shown to the decoder"""
+    attention_bias: bool = True
+    """biases on q, k and v (InternVL)"""
+    qk_norm: bool = False
+    """RMS over all heads of q and of k (InternVL)"""
+    rms_norms: bool = False
+    """in the layers, instead of layer norms (InternVL)"""
+    final_norm: bool = False
+    """a norm after the last layer (InternVL)"""
+    rope_theta: float = 10000.0
+    projector_bias: bool = True
+    projector_eps: float = 1e-5
     tied_without_head: bool = False
-    """the decoder's part of the config alone says that the head is the embedding: true of a checkpoint that brings no head"""
+    """the head is the embedding if the checkpoint brings none"""
     cross_attention: CrossConfig | None = None
     """the decoder sees images through layers of their own (Llama 3.2 Vision)"""
 

@@ -51,9 +51,9 @@ QUANTISE_VALUES = 1 << 20
 """values quantised at a time"""
 
 _ENCODER = re.compile(r"(visual|vision_tower|vision_model|multi_modal_projector|connector)\.")
-_TABLE = re.compile(r"embed")
+_TABLE = re.compile(r"embed|patch_conv")
 """in an encoder: what is looked up or added, and the first layer, which reads pixels"""
-_SECOND = re.compile(r"\.mlp\.(fc2|linear_fc2|down_proj)\.weight$")
+_SECOND = re.compile(r"\.(mlp|feed_forward)\.(fc2|linear_fc2|down_proj)\.weight$")
 """in an encoder: what reads rows that may be made wider (models/vision/layers.py)"""
 _KEPT = re.compile(r"\.(k_proj|v_proj|k_norm|v_norm)\.")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")

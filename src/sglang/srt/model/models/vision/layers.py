@@ -158,16 +158,16 @@ class PlainMLP:
 
 
 class GatedMLP:
-    """down @ (fn(gate @ x) * (up @ x)), with biases."""
+    """down @ (fn(gate @ x) * (up @ x))."""
 
-    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: VisionConfig) -> None:
+    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: VisionConfig, bias: bool = True) -> None:
         self.ops = ops
         assert config.activation != "quick_gelu"
         self.fn = config.activation
-        self.down = Dense(ops, source, {f"{prefix}.down_proj": config.hidden_size}, config.intermediate_size)
+        self.down = Dense(ops, source, {f"{prefix}.down_proj": config.hidden_size}, config.intermediate_size, bias)
         self.inner = self.down.in_features  # as in PlainMLP
         outputs = {f"{prefix}.gate_proj": self.inner, f"{prefix}.up_proj": self.inner}
-        self.both = Dense(ops, WiderSource(source, list(outputs), self.inner), outputs, config.hidden_size)
+        self.both = Dense(ops, WiderSource(source, list(outputs), self.inner), outputs, config.hidden_size, bias)
         self.middle = ops.empty((BLOCK, 2 * self.inner))
 
     @property

@@ -1,10 +1,10 @@
-"""SigLIP towers (arXiv 2303.15343) and the connectors of LLaVA-OneVision, SmolVLM, Idefics3 and Gemma 3.
+"""SigLIP and CLIP towers (arXiv 2303.15343, 2103.00020) and the connectors of SmolVLM, Idefics3 and Gemma 3.
 
-The tower reads tiles of one size, each its own segment, with a learnt position for each patch:
+The tower reads tiles of one size, each its own segment, with a learnt position for each patch. CLIP's has a row of no patch before
+them, and a norm before the layers.
 
     image -> tiles -> patches -> tower -> rows          connector -> rows of the decoder's width
                                                           SmolVLM: squares of adjacent rows concatenated, one matrix
-                                                          LLaVA-OneVision: two layers, then resampled to the image's shape
                                                           Gemma 3: the mean of each square, a norm, one matrix
 """
 
@@ -30,6 +30,7 @@ from sglang.srt.model.models.vision.layers import (
     LayerNorm,
     PlainMLP,
     RootNorm,
+    Rows,
     blocks,
     make_rows,
     pixels_of,
@@ -47,10 +48,15 @@ class SiglipTower:
         self.ops, self.config = ops, config
         c = config
         self.patch_values = c.num_channels * c.patch_size**2
-        self.embed = Dense(ops, FlatSource(source), {f"{prefix}.embeddings.patch_embedding": c.hidden_size}, self.patch_values)
-        table = source.tensor(f"{prefix}.embeddings.position_embedding.weight").dequantise()
-        self.positions = ops.array(table[positions])  # [patches of a tile, hidden]
+        at, is_clip = f"{prefix}.embeddings", c.class_row
+        self.embed = Dense(ops, FlatSource(source), {f"{at}.patch_embedding": c.hidden_size}, self.patch_values, not is_clip)
+        table = source.tensor(f"{at}.position_embedding.weight").dequantise()[positions]
+        if is_clip:
+            table[0] += source.tensor(f"{at}.class_embedding").dequantise()
+        self.positions = ops.array(table)  # [rows of a tile, hidden]
         self.tile_len = len(positions)
+        self.num_patches = self.tile_len - int(is_clip)
+        self.pre_norm = LayerNorm(ops, source, f"{prefix}.pre_layrnorm", c.norm_eps) if is_clip else None
         self.layers = [self._layer(source, f"{prefix}.encoder.layers.{i}") for i in range(c.num_layers)]
         self.norm = LayerNorm(ops, source, f"{prefix}.post_layernorm", c.norm_eps) if normed else None
         self.every_row = ops.array(np.arange(BLOCK, dtype=np.int32))
@@ -74,34 +80,68 @@ class SiglipTower:
     def check(self, item: MediaItem) -> None:
         """Raises RequestError unless the pixels are whole tiles."""
         tiles = item.grid[0] if len(item.grid) == 3 else 0
-        n = tiles * self.tile_len
+        n = tiles * self.num_patches
         if tiles < 1 or item.shape != (n, self.patch_values) or len(item.pixels) != 4 * n * self.patch_values:
             raise RequestError(f"the {item.kind}'s pixels are not {tiles} whole tiles")
 
     def encode(self, items: Sequence[MediaItem]) -> Generator[None, None, Array]:
-        """Yields between chunks; returns the rows of all patches, [n, hidden]."""
-        pixels = self.ops.array(np.concatenate([pixels_of(item) for item in items]))
-        n = len(pixels)
-        starts = np.arange(0, n + 1, self.tile_len, dtype=np.int32)
-        rows = make_rows(self.ops, self.config, n, starts, starts)
-        for tile in range(0, n, self.tile_len):
-            for a, b in blocks(self.tile_len):
-                rows.count[0] = b - a
-                self.embed.of(pixels[tile + a : tile + b], rows.delta[tile + a : tile + b], rows.count)
-                rows.x[tile + a : tile + b] = self.positions[a:b]
-            yield
-        for layer in self.layers:
-            yield from layer(rows, is_first=False)  # the patches' own values are still in delta
-        for a, b in blocks(n):
+        """Yields between chunks; returns the rows of all tiles, [n, hidden], or where several layers' are taken, those side by
+        side."""
+        taken = self.config.taken_layers or (len(self.layers),)
+        rows = yield from self._embed(items)
+        kept: list[Array] = []
+        for i, layer in enumerate(self.layers):
+            if i in taken:
+                kept.append(self._sum(rows, is_first=i == 0))
+            yield from layer(rows, is_first=i == 0 and self.pre_norm is not None)
+        for a, b in blocks(rows.size):
             rows.count[0] = b - a
             if self.norm is not None:
                 self.norm(rows.x[a:b], rows.x[a:b], rows.count, rows.delta[a:b])
             else:
                 self.ops.overlay(rows.x[a:b], rows.delta[a:b], self.every_row, rows.count, add=True)
-        return rows.x
+        if not kept:
+            return rows.x
+        width = self.config.hidden_size
+        wide = self.ops.empty((rows.size, width * len(taken)))
+        for place, layer_idx in enumerate(taken):
+            found = rows.x if layer_idx == len(self.layers) else kept[sorted(taken).index(layer_idx)]
+            wide[:, place * width : (place + 1) * width] = found
+        return wide
+
+    def _embed(self, items: Sequence[MediaItem]) -> Generator[None, None, Rows]:
+        """Patches become rows. Their own values stay in delta, unless a norm comes first."""
+        pixels = self.ops.array(np.concatenate([pixels_of(item) for item in items]))
+        tiles = len(pixels) // self.num_patches
+        starts = np.arange(0, tiles * self.tile_len + 1, self.tile_len, dtype=np.int32)
+        rows = make_rows(self.ops, self.config, tiles * self.tile_len, starts, starts)
+        for tile in range(tiles):
+            end = (tile + 1) * self.tile_len
+            first, source = end - self.num_patches, tile * self.num_patches
+            rows.x[end - self.tile_len : end] = self.positions
+            rows.delta[end - self.tile_len : first] = 0.0
+            for a, b in blocks(self.num_patches):
+                rows.count[0] = b - a
+                self.embed.of(pixels[source + a : source + b], rows.delta[first + a : first + b], rows.count)
+            yield
+        if self.pre_norm is not None:
+            for a, b in blocks(rows.size):
+                rows.count[0] = b - a
+                self.pre_norm(rows.x[a:b], rows.x[a:b], rows.count, rows.delta[a:b])
+        return rows
+
+    def _sum(self, rows: Rows, is_first: bool) -> Array:
+        """A copy of x with what is still to be added."""
+        found = rows.x + 0
+        if is_first and self.pre_norm is not None:
+            return found
+        for a, b in blocks(rows.size):
+            rows.count[0] = b - a
+            self.ops.overlay(found[a:b], rows.delta[a:b], self.every_row, rows.count, add=True)
+        return found
 
 
-def _check_rows(item: MediaItem, rows: int) -> None:
+def check_rows(item: MediaItem, rows: int) -> None:
     if item.num_rows != rows:
         raise RequestError(f"the {item.kind} makes {rows} rows, and {item.num_rows} ids stand for them")
 
@@ -112,7 +152,7 @@ class IdeficsVision:
     def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
         self.ops, self.config = ops, config
         side, merge = config.image_size // config.patch_size, config.merge_size
-        self.tower = SiglipTower(ops, source, config, "vision_model", _squares(_grid_buckets(side), merge))
+        self.tower = SiglipTower(ops, source, config, "vision_model", squares_of(_grid_buckets(side), merge))
         self.wide = config.hidden_size * merge**2
         self.project = Dense(ops, source, {"connector.modality_projection.proj": config.out_size}, self.wide, bias=False)
 
@@ -122,7 +162,7 @@ class IdeficsVision:
 
     def check(self, item: MediaItem) -> None:
         self.tower.check(item)
-        _check_rows(item, item.shape[0] // self.config.merge_size**2)
+        check_rows(item, item.shape[0] // self.config.merge_size**2)
 
     def cost(self, item: MediaItem) -> int:
         return item.shape[0]
@@ -136,62 +176,7 @@ class IdeficsVision:
             count[0] = b - a
             self.project.of(squares[a:b], out[a:b], count)
             yield
-        return _split(out, [item.num_rows for item in items])
-
-
-class LlavaVision:
-    """LLaVA-OneVision (arXiv 2408.03326). Which of the projected rows become which rows of the decoder, where the image's
-    tiles join, its margins are cut and it is resampled, the server has worked out: `facts` hold index and weight of each row's
-    four sources. The source after the last is the learnt line end."""
-
-    def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
-        self.ops, self.config = ops, config
-        side = config.image_size // config.patch_size
-        self.tower = SiglipTower(ops, source, config, "vision_tower", np.arange(side * side, dtype=np.int32), normed=False)
-        self.first = Dense(ops, source, {"multi_modal_projector.linear_1": config.out_size}, config.hidden_size)
-        self.second = Dense(ops, source, {"multi_modal_projector.linear_2": config.out_size}, config.out_size)
-        self.middle = ops.empty((BLOCK, config.out_size))
-        self.line_end = ops.array(source.vector("image_newline"))
-
-    @property
-    def weights(self) -> list[Weight]:
-        return [*self.tower.weights, *self.first.weights, *self.second.weights]
-
-    def check(self, item: MediaItem) -> None:
-        self.tower.check(item)
-        index, weight = item.facts.get("index"), item.facts.get("weight")
-        size = 16 * item.num_rows
-        if not isinstance(index, bytes) or not isinstance(weight, bytes) or len(index) != size or len(weight) != size:
-            raise RequestError(f"the {item.kind}'s rows are not told for each of its {item.num_rows} ids")
-        at = np.frombuffer(index, np.int32)
-        if at.min() < 0 or at.max() > item.shape[0]:
-            raise RequestError(f"the {item.kind}'s rows lie outside its tiles")
-
-    def cost(self, item: MediaItem) -> int:
-        return item.shape[0]
-
-    def encode(self, items: Sequence[MediaItem]) -> Encoding:
-        rows = yield from self.tower.encode(items)
-        found, start = [], 0
-        count = self.ops.empty((1,), "int32")
-        for item in items:
-            n = item.shape[0]
-            projected = self.ops.empty((n + 1, self.config.out_size))
-            projected[n] = self.line_end
-            for a, b in blocks(n):
-                count[0] = b - a
-                self.first.of(rows[start + a : start + b], self.middle, count)
-                self.ops.activate(self.middle, self.second.input, count, fn="gelu")
-                self.second(projected[a:b], count)
-                yield
-            start += n
-            out = self.ops.empty((item.num_rows, self.config.out_size))
-            count[0] = item.num_rows
-            index = np.frombuffer(item.facts["index"], np.int32).reshape(-1, 4)
-            weight = np.frombuffer(item.facts["weight"], np.float32).reshape(-1, 4)
-            self.ops.blend_rows(projected, self.ops.array(index), self.ops.array(weight), out, count)
-            found.append(out)
-        return found
+        return split_rows(out, [item.num_rows for item in items])
 
 
 class GemmaVision:
@@ -202,7 +187,7 @@ class GemmaVision:
         side, out_side = config.image_size // config.patch_size, int(config.out_rows**0.5)
         pool = side // out_side
         order = np.arange(side * side, dtype=np.int32).reshape(side, side)[: out_side * pool, : out_side * pool]
-        self.squares = _squares(order, pool).reshape(config.out_rows, pool * pool)
+        self.squares = squares_of(order, pool).reshape(config.out_rows, pool * pool)
         self.share = np.full(self.squares.shape, 1 / pool**2, np.float32)
         self.tower = SiglipTower(ops, source, config, "vision_tower", np.arange(side * side, dtype=np.int32))
         name = "multi_modal_projector"
@@ -216,7 +201,7 @@ class GemmaVision:
 
     def check(self, item: MediaItem) -> None:
         self.tower.check(item)
-        _check_rows(item, item.grid[0] * self.config.out_rows)
+        check_rows(item, item.grid[0] * self.config.out_rows)
 
     def cost(self, item: MediaItem) -> int:
         return item.shape[0]
@@ -235,7 +220,7 @@ class GemmaVision:
             self.norm(pooled[a:b], self.input, count)
             self.ops.linear(self.weight, self.input, out[a:b], count)
             yield
-        return _split(out, [item.num_rows for item in items])
+        return split_rows(out, [item.num_rows for item in items])
 
 
 def _transposed(tensor: HostTensor) -> HostTensor:
@@ -245,7 +230,7 @@ def _transposed(tensor: HostTensor) -> HostTensor:
     return replace(tensor, shape=data.shape, data=data)
 
 
-def _split(out: Array, lengths: Sequence[int]) -> list[Array]:
+def split_rows(out: Array, lengths: Sequence[int]) -> list[Array]:
     """Copies: a view would keep the whole group alive."""
     found, start = [], 0
     for n in lengths:
@@ -264,7 +249,7 @@ def _grid_buckets(side: int) -> Int32:
     return grid
 
 
-def _squares(grid: Int32, merge: int) -> Int32:
+def squares_of(grid: Int32, merge: int) -> Int32:
     """The patches of a tile in the order of merged squares."""
     h, w = grid.shape
     order: Int32 = grid.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)

@@ -8,7 +8,14 @@ from typing import Any
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.model.configs.vision_config import CrossConfig, VisionConfig
 from sglang.srt.model.weights.config_fields import MAX_EPS, MAX_LAYERS, MAX_SIZE, MIN_EPS, Fields
-from sglang.srt.model.weights.vision.vision_fields import MAX_TILES, VisionFamily, VisionFields, decoder_width
+from sglang.srt.model.weights.vision.vision_fields import (
+    MAX_MERGE,
+    MAX_TAKEN,
+    MAX_TILES,
+    VisionFamily,
+    VisionFields,
+    decoder_width,
+)
 
 
 def _qwen2_vl(fields: VisionFields) -> VisionConfig:
@@ -99,8 +106,8 @@ def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> Vision
         image_size=fields.pixels("image_size", defaults["image_size"]),
         out_size=decoder_width(fields),
         image_token_id=fields.top.count("image_token_id", fields.top.count("image_token_index", defaults["image_token_id"])),
-        activation=fields.activation("hidden_act", "gelu_pytorch_tanh"),
-        norm_eps=v.number("layer_norm_eps", 1e-6, above=MIN_EPS, most=MAX_EPS),
+        activation=fields.activation("hidden_act", defaults.get("hidden_act", "gelu_pytorch_tanh")),
+        norm_eps=v.number("layer_norm_eps", defaults.get("layer_norm_eps", 1e-6), above=MIN_EPS, most=MAX_EPS),
         num_channels=v.count("num_channels", 3),
     )
 
@@ -136,6 +143,129 @@ def _llava_onevision(fields: VisionFields) -> VisionConfig:
     defaults = {**_SIGLIP, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "num_attention_heads": 16}
     return _siglip(
         fields, "llava_onevision", {**defaults, "num_hidden_layers": 26, "image_size": 384, "image_token_id": 151646}
+    )
+
+
+_CLIP = {**_SIGLIP, "image_size": 224, "patch_size": 32, "image_token_id": 32000}
+_TOWERS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {**_CLIP, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "class_row": True},
+    "siglip_vision_model": {**_CLIP, "patch_size": 16},
+}
+
+
+def _feature_layers(top: Fields, default: int, depth: int) -> tuple[int, ...]:
+    """After how many layers rows are taken. -1 is after the last."""
+    value = top.get("vision_feature_layer", default)
+    listed = value if isinstance(value, list) else [value]
+    if not 0 < len(listed) <= MAX_TAKEN or any(type(i) is not int or not -depth - 1 <= i <= depth for i in listed):
+        raise top.bad(
+            "vision_feature_layer", f"must name layers of {depth}, or {MAX_TAKEN} of them at most, got {shown(value)}"
+        )
+    return tuple(i if i >= 0 else depth + 1 + i for i in listed)
+
+
+def _projector(top: Fields, bias: bool = True) -> bool:
+    """Whether the connector's matrices have biases."""
+    top.choice("projector_hidden_act", {"gelu": "gelu"}, "gelu")
+    return top.flag("multimodal_projector_bias", bias)
+
+
+def _llava_tower(fields: VisionFields, kind: str) -> VisionConfig:
+    top = fields.top
+    found = fields.vision.choice("model_type", _TOWERS, "clip_vision_model")
+    tower = _siglip(fields, kind, found)
+    taken = _feature_layers(top, -2, tower.num_layers)
+    drops = top.choice("vision_feature_select_strategy", {"default": True, "full": False}, "default")
+    last = max(taken)
+    if not last:
+        raise top.bad("vision_feature_layer", "must name a layer that is not the first")
+    return replace(
+        tower,
+        num_layers=last,
+        taken_layers=taken,
+        class_row=found.get("class_row", False),
+        drops_first=drops,
+        projector_bias=_projector(top),
+    )
+
+
+def _llava(fields: VisionFields) -> VisionConfig:
+    """LLaVA 1.5; with Pixtral's tower, Pixtral."""
+    if fields.vision.get("model_type") == "pixtral":
+        return _pixtral(fields, "pixtral", -2, projector_bias=True, image_token_id=32000)
+    return _llava_tower(fields, "llava")
+
+
+def _llava_next(fields: VisionFields) -> VisionConfig:
+    found = _llava_tower(fields, "llava_next")
+    if found.class_row != found.drops_first:
+        raise fields.top.bad("vision_feature_select_strategy", "must leave the rows of a tile's patches")
+    return found
+
+
+def _pixtral(fields: VisionFields, kind: str, layer: int, projector_bias: bool, image_token_id: int) -> VisionConfig:
+    v, top = fields.vision, fields.top
+    v.choice("model_type", {"pixtral": "pixtral"}, "pixtral")
+    taken = _feature_layers(top, layer, v.count("num_hidden_layers", 24, MAX_LAYERS))
+    if len(taken) > 1 or not taken[0]:
+        raise top.bad("vision_feature_layer", "must be one layer that is not the first")
+    if kind == "pixtral" and top.choice("vision_feature_select_strategy", {"default": True, "full": False}, "default"):
+        raise top.bad("vision_feature_select_strategy", "must be full: no row of such an encoder can be left out")
+    merged = kind == "mistral3"
+    width, heads = v.count("hidden_size", 1024), v.count("num_attention_heads", 16)
+    if v.count("head_dim", max(1, width // heads)) != width // heads or width // heads % 4:
+        raise v.bad("head_dim", f"must be {width} / {heads}, a multiple of 4")
+    rope = v.object("rope_parameters")
+    return VisionConfig(
+        kind=kind,
+        media_kinds=("image",),
+        num_layers=taken[0],
+        hidden_size=width,
+        num_heads=heads,
+        intermediate_size=v.count("intermediate_size", 4096),
+        patch_size=fields.pixels("patch_size", 16),
+        out_size=decoder_width(fields),
+        image_token_id=top.count("image_token_id", top.count("image_token_index", image_token_id)),
+        activation=fields.activation("hidden_act", "gelu"),
+        norm_eps=1e-5,
+        num_channels=v.count("num_channels", 3),
+        merge_size=top.count("spatial_merge_size", 2, MAX_MERGE) if merged else 1,
+        rope_theta=Fields({"rope_theta": 1e4, **v.raw, **rope}, v.source, where="vision_config.").number(
+            "rope_theta", above=1.0
+        ),
+        projector_bias=_projector(top, projector_bias),
+        projector_eps=Fields(fields.text, top.source).number("rms_norm_eps", 1e-6, above=MIN_EPS, most=MAX_EPS),
+    )
+
+
+def _mistral3(fields: VisionFields) -> VisionConfig:
+    return _pixtral(fields, "mistral3", -1, projector_bias=False, image_token_id=10)
+
+
+def _internvl(fields: VisionFields) -> VisionConfig:
+    v, top = fields.vision, fields.top
+    defaults = {**_SIGLIP, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    found = _siglip(
+        fields,
+        "internvl",
+        {**defaults, "patch_size": 14, "image_size": 448, "image_token_id": 151667, "hidden_act": "gelu"},
+    )
+    top.choice("projector_hidden_act", {"gelu": "gelu"}, "gelu")
+    if top.get("vision_feature_layer", -1) != -1 or top.get("vision_feature_select_strategy", "default") != "default":
+        raise top.bad("vision_feature_layer", "must be -1, with the strategy default")
+    if not v.flag("use_absolute_position_embeddings", True):
+        raise v.bad("use_absolute_position_embeddings", "must be true")
+    merge = 1 / top.number("downsample_ratio", 0.5, above=1 / MAX_MERGE - 1e-9, most=1.0)
+    if merge % 1 or found.image_size // found.patch_size % int(merge):
+        raise top.bad("downsample_ratio", "must be one in a number that divides the patches of a tile's side")
+    return replace(
+        found,
+        merge_size=int(merge),
+        class_row=True,
+        attention_bias=v.flag("attention_bias"),
+        qk_norm=v.flag("use_qk_norm"),
+        rms_norms=v.choice("norm_type", {"layer_norm": False, "rms_norm": True}, "layer_norm"),
+        final_norm=not v.flag("use_mean_pooling", True),
     )
 
 
@@ -180,12 +310,31 @@ def _mllama(fields: VisionFields) -> VisionConfig:
     )
 
 
+_LLAMA = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "vocab_size": 32000,
+}
+_MISTRAL = {**_LLAMA, "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072}
+_TEXTS: dict[str, dict[str, Any]] = {
+    "llama": {**_LLAMA, "intermediate_size": 11008},
+    "mistral": {**_MISTRAL, "sliding_window": 4096},
+}
+"""what published configs leave out, as transformers' config classes have it"""
+_DECODERS: dict[str, Any] = {"is_tied": "without head", "text_defaults": _TEXTS}
+
 VISION_FAMILIES = (
     VisionFamily("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", _gemma3, is_tied=True),
     VisionFamily("MllamaForConditionalGeneration", "MllamaForCausalLM", _mllama, is_tied=None),
     VisionFamily("SmolVLMForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("Idefics3ForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("LlavaOnevisionForConditionalGeneration", "Qwen2ForCausalLM", _llava_onevision),
+    VisionFamily("LlavaForConditionalGeneration", "", _llava, **_DECODERS),
+    VisionFamily("LlavaNextForConditionalGeneration", "", _llava_next, **_DECODERS),
+    VisionFamily("Mistral3ForConditionalGeneration", "", _mistral3, text_type="mistral", **_DECODERS),
+    VisionFamily("InternVLForConditionalGeneration", "", _internvl, text_type="qwen2", **_DECODERS),
     VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
     VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),
     VisionFamily("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", _qwen3_vl, interleaved_axes=True),

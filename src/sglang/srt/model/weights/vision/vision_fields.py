@@ -22,14 +22,19 @@ ACTIVATIONS: dict[str, Activation] = {
 MAX_PIXELS = 1 << 16
 """a side of an image, a tile or a patch"""
 MAX_TILES = 64
+MAX_TAKEN = 16
+"""layers whose rows stand side by side"""
+MAX_MERGE = 16
+"""patches a side that become one row"""
 
 ReadVision = Callable[["VisionFields"], VisionConfig]
 
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """`class_name`: as config.json says it. `text_class`: the text family that its decoder belongs to. `is_tied`: whether the
-    head is the embedding where config.json does not say; None: it never is, whatever that says (transformers' classes)."""
+    """`class_name`: as config.json says it. `text_class`: the text family that its decoder belongs to; empty: it says so itself, by its
+    model_type. `is_tied`: whether the head is the embedding where config.json does not say; None: it never is, whatever that
+    says; "without head": where a checkpoint has no head and nothing in the config forbids it (transformers' classes)."""
 
     class_name: str
     text_class: str
@@ -41,7 +46,11 @@ class VisionFamily:
     """fields of the decoder that its class has so, whatever config.json says"""
     turned_banks: bool = False
     """its files may have all experts of a layer in one tensor, [num_experts, columns, rows]"""
-    is_tied: bool | None = False
+    is_tied: bool | None | Literal["without head"] = False
+    text_type: str = "llama"
+    """model_type of a decoder that does not say it"""
+    text_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """model_type of a decoder -> what transformers assumes for fields that published configs leave out"""
 
 
 @dataclass(frozen=True)

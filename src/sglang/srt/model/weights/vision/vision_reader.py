@@ -24,9 +24,16 @@ def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dic
         raise ModelError(f"{source}: text_config must be an object, got {shown(inner)}")
     outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
     text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
-    text.update(family.fixed, architectures=[family.text_class])
+    if family.text_class:
+        text.update(architectures=[family.text_class])
+    else:
+        kind = inner.get("model_type", family.text_type)
+        absent = family.text_defaults.get(kind, {}) if isinstance(kind, str) else {}
+        null = {name: None for name in absent if name in inner and inner[name] is None}
+        text = {**absent, **text, **null, "model_type": kind, "architectures": None}
+    text.update(family.fixed)
     told = outer.get("tie_word_embeddings")
-    text["tie_word_embeddings"] = bool(family.is_tied) if told is None or family.is_tied is None else told
+    text["tie_word_embeddings"] = family.is_tied is True if told is None or family.is_tied in (None, "without head") else told
     for name in ("dtype", "torch_dtype"):
         if outer.get(name):
             text[name] = outer[name]
@@ -63,7 +70,8 @@ def with_vision(
         raise ModelError(f"{source}: deepstack_visual_indexes are more than the decoder's {config.num_layers} layers")
     inner = raw.get("text_config")
     told_inside = isinstance(inner, dict) and inner.get("tie_word_embeddings") is True
-    read = replace(read, tied_without_head=told_inside and family.is_tied is not None and not config.tie_word_embeddings)
+    by_head = told_inside or (family.is_tied == "without head" and raw.get("tie_word_embeddings") is not False)
+    read = replace(read, tied_without_head=by_head and family.is_tied is not None and not config.tie_word_embeddings)
     layout = (
         replace(config.layout, root="model.", turned_banks="by shape" if family.turned_banks else False)
         if config.layout != PLAIN_LAYOUT

@@ -98,12 +98,15 @@ def _qwen2_5_vl(c: VisionConfig) -> Shapes:
 
 
 def _siglip(c: VisionConfig, prefix: str, normed: bool = True) -> Shapes:
-    at = f"{prefix}.embeddings"
+    at, is_clip = f"{prefix}.embeddings", c.class_row
     shapes: Shapes = {
         f"{at}.patch_embedding.weight": (c.hidden_size, c.num_channels, c.patch_size, c.patch_size),
-        f"{at}.patch_embedding.bias": (c.hidden_size,),
-        f"{at}.position_embedding.weight": ((c.image_size // c.patch_size) ** 2, c.hidden_size),
+        f"{at}.position_embedding.weight": ((c.image_size // c.patch_size) ** 2 + int(is_clip), c.hidden_size),
     }
+    if is_clip:
+        shapes |= {f"{at}.class_embedding": (c.hidden_size,)} | _norm(f"{prefix}.pre_layrnorm", c.hidden_size)
+    else:
+        shapes[f"{at}.patch_embedding.bias"] = (c.hidden_size,)
     for i in range(c.num_layers):
         at = f"{prefix}.encoder.layers.{i}"
         shapes |= _norm(f"{at}.layer_norm1", c.hidden_size) | _norm(f"{at}.layer_norm2", c.hidden_size)
@@ -155,17 +158,73 @@ def _mllama(c: VisionConfig) -> Shapes:
     return shapes | _linear("multi_modal_projector", c.out_size, width * (1 + len(cross.taken_layers)))
 
 
-def _llava_onevision(c: VisionConfig) -> Shapes:
-    shapes = _siglip(c, "vision_tower", normed=False) | {"image_newline": (c.out_size,)}
-    shapes |= _linear("multi_modal_projector.linear_1", c.out_size, c.hidden_size)
-    return shapes | _linear("multi_modal_projector.linear_2", c.out_size, c.out_size)
+def _connector(c: VisionConfig, width: int) -> Shapes:
+    name, bias = "multi_modal_projector", c.projector_bias
+    return _linear(f"{name}.linear_1", c.out_size, width, bias) | _linear(f"{name}.linear_2", c.out_size, c.out_size, bias)
+
+
+def _llava(c: VisionConfig) -> Shapes:
+    return _siglip(c, "vision_tower", normed=False) | _connector(c, c.hidden_size * max(1, len(c.taken_layers)))
+
+
+def _tiled_llava(c: VisionConfig) -> Shapes:
+    return _llava(c) | {"image_newline": (c.out_size,)}
+
+
+def _pixtral(c: VisionConfig) -> Shapes:
+    at, width = "vision_tower", c.hidden_size
+    shapes: Shapes = {f"{at}.patch_conv.weight": (width, c.num_channels, c.patch_size, c.patch_size)}
+    shapes |= _norm(f"{at}.ln_pre", width, False)
+    for i in range(c.num_layers):
+        layer = f"{at}.transformer.layers.{i}"
+        shapes |= _norm(f"{layer}.attention_norm", width, False) | _norm(f"{layer}.ffn_norm", width, False)
+        for part in "qkvo":
+            shapes |= _linear(f"{layer}.attention.{part}_proj", width, width, False)
+        for part in ("gate_proj", "up_proj"):
+            shapes |= _linear(f"{layer}.feed_forward.{part}", c.intermediate_size, width, False)
+        shapes |= _linear(f"{layer}.feed_forward.down_proj", width, c.intermediate_size, False)
+    return shapes | _connector(c, width)
+
+
+def _mistral3(c: VisionConfig) -> Shapes:
+    name, width = "multi_modal_projector", c.hidden_size
+    shapes = _pixtral(c) | _norm(f"{name}.norm", width, False)
+    return shapes | _linear(f"{name}.patch_merger.merging_layer", width, width * c.merge_size**2, False)
+
+
+def _internvl(c: VisionConfig) -> Shapes:
+    at, width, wide = "vision_tower.embeddings", c.hidden_size, c.hidden_size * c.merge_size**2
+    shapes: Shapes = {
+        f"{at}.cls_token": (1, 1, width),
+        f"{at}.position_embeddings": (1, (c.image_size // c.patch_size) ** 2 + 1, width),
+        f"{at}.patch_embeddings.projection.weight": (width, c.num_channels, c.patch_size, c.patch_size),
+        f"{at}.patch_embeddings.projection.bias": (width,),
+    }
+    for i in range(c.num_layers):
+        at = f"vision_tower.encoder.layer.{i}"
+        for name in ("layernorm_before", "layernorm_after"):
+            shapes |= _norm(f"{at}.{name}", width, not c.rms_norms)
+        for part in "qkv":
+            shapes |= _linear(f"{at}.attention.{part}_proj", width, width, c.attention_bias)
+        if c.qk_norm:
+            shapes |= _norm(f"{at}.attention.q_norm", width, False) | _norm(f"{at}.attention.k_norm", width, False)
+        shapes |= _linear(f"{at}.attention.projection_layer", width, width)
+        shapes |= _linear(f"{at}.mlp.fc1", c.intermediate_size, width) | _linear(f"{at}.mlp.fc2", width, c.intermediate_size)
+        shapes |= {f"{at}.lambda_1": (width,), f"{at}.lambda_2": (width,)}
+    shapes |= _norm("vision_tower.layernorm", width) if c.final_norm else {}
+    return shapes | _norm("multi_modal_projector.layer_norm", wide) | _connector(c, wide)
 
 
 _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
     "gemma3": _gemma3,
     "idefics": _idefics,
-    "llava_onevision": _llava_onevision,
+    "internvl": _internvl,
+    "llava": _llava,
+    "llava_next": _tiled_llava,
+    "llava_onevision": _tiled_llava,
+    "mistral3": _mistral3,
     "mllama": _mllama,
+    "pixtral": _pixtral,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,

@@ -86,10 +86,13 @@ class ModelFolder:
         return self._whole(self.config, name, default, 0)
 
     def vision(self, name: str, default: int) -> int:
-        """A positive number of vision_config, which may be written once for both sides."""
+        """A positive number of vision_config, which may be written once for each side."""
         vision = self.config.get("vision_config")
         if not isinstance(vision, dict):
             raise ModelError(f"{self.path / 'config.json'}: vision_config must be an object, got {shown(vision)}")
+        sides = vision.get(name)
+        if isinstance(sides, list) and sides and all(side == sides[0] for side in sides):
+            vision = {name: sides[0]}
         return self._whole(vision, name, default, 1)
 
     def _whole(self, config: dict[str, Any], name: str, default: int, least: int) -> int:
@@ -104,6 +107,12 @@ class ModelFolder:
         if len(found) != 1:
             raise ModelError(f"{self.path}: the tokenizer has no token {name!r}, which the model's images need")
         return found[0]
+
+    def processor_type(self, default: str) -> str:
+        """The name of transformers' image processor, without what it says of its speed."""
+        path = self.path / "preprocessor_config.json"
+        name = self.json(path.name).get("image_processor_type") if path.is_file() else None
+        return default if name is None else str(name).removesuffix("Fast").removesuffix("Pil")
 
     def image_processor(self, module: str, name: str) -> Any:
         """transformers' image processor of this model, with the model's own settings."""

@@ -1,21 +1,23 @@
-"""LLaVA-OneVision: an image as a whole and, if it is alone, in tiles that fit its shape, with a line end after each line."""
+"""LLaVA 1.5: an image as one tile. LLaVA-NeXT: as a whole and in tiles that fit its shape, with a line end after each line; OneVision:
+the tiles only if it is alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.checkpoint.files import shown
-from sglang.srt.errors import ModelError
+from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
-from sglang.srt.server.multimodal.clip import Clip
+from sglang.srt.server.multimodal.clip import Clip, Frame
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, media_hash, run_processor
-from sglang.srt.server.multimodal.processors.tiles import Float32, patches_of, tiles_within
+from sglang.srt.server.multimodal.processors.tiles import NO_LIMIT, Float32, check_side, patches_of, tiles_within
 from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span
 
 Grid = tuple[int, int]
@@ -24,27 +26,98 @@ Resample = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """(sources, weights), [rows, 4]"""
 
 
+CLASSES = {
+    "CLIPImageProcessor": "clip.image_processing_pil_clip",
+    "LlavaImageProcessor": "llava.image_processing_pil_llava",
+    "SiglipImageProcessor": "siglip.image_processing_pil_siglip",
+}
+"""what preprocessor_config.json may name of LLaVA 1.5 -> where transformers has it"""
+MAX_RATIO = 200
+"""of sides, where the shorter one is brought to a size: the longer one follows"""
+
+
 class LlavaProcessor:
-    """A Processor. Several images in a request, or "low" detail, are shown as wholes only, as the model was trained."""
+    """A Processor for LLaVA 1.5."""
+
+    kinds: tuple[MediaKind, ...] = ("image",)
+    row_ids: frozenset[int] = frozenset()
+    default_tokens = 1024
+    """more than a tile has"""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        name = folder.processor_type("CLIPImageProcessor")
+        if name not in CLASSES:
+            raise ModelError(f"{folder.path}: image_processor_type {shown(name)} is not supported; known: {', '.join(CLASSES)}")
+        self._processor = folder.image_processor(CLASSES[name], f"{name}Pil")
+        self._fingerprint = fingerprint_of(self._processor)
+        self._row_id = folder.number("image_token_id", folder.number("image_token_index", 32000))
+        self.placeholders: dict[MediaKind, int] = {"image": self._row_id}
+        self.image_token = folder.tokenizer.token_text(self._row_id)
+        self._size, self._patch = folder.vision("image_size", 336), folder.vision("patch_size", 14)
+        vision, drops = folder.config["vision_config"], folder.config.get("vision_feature_select_strategy", "default")
+        first = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+        self._rows = (self._size // self._patch) ** 2 + int(first) - int(drops == "default")
+
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        tiles_within(view.pixels, self._size)
+        if max(shape.width, shape.height) > MAX_RATIO * min(shape.width, shape.height):
+            raise RequestError(
+                f"the model cannot take this image: one side is more than {MAX_RATIO} times the other", "image_url"
+            )
+        return self._rows
+
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        return self._size, self._size
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
+        self.num_tokens(kind, Shape(clip.frames[0].shape[1], clip.frames[0].shape[0]), view)
+        tiles = run_processor(self._processor, [clip.frames[0]])["pixel_values"]
+        side = self._size // self._patch
+        return ProcessedMedia(
+            kind=kind,
+            mm_hash=media_hash(self._fingerprint, kind, clip.frames, None),
+            tokens=(self._row_id,) * self._rows,
+            row_id=self._row_id,
+            pixels=patches_of(check_side(tiles, self._size), self._patch),
+            grid=(1, side, side),
+        )
+
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
+        return None
+
+
+class LlavaNextProcessor:
+    """A Processor for LLaVA-NeXT. "low" detail shows the whole alone."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
     row_ids: frozenset[int] = frozenset()
     default_tokens = 4096
+    row_id, side, patch = 32000, 336, 14
+    """where the config does not say"""
 
     def __init__(self, folder: ModelFolder) -> None:
-        self._processor = folder.image_processor(
-            "llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil"
-        )
+        self._processor = self.create(folder)
         self._fingerprint = fingerprint_of(self._processor)
-        self._row_id = folder.number("image_token_id", folder.number("image_token_index", 151646))
+        self._row_id = folder.number("image_token_id", folder.number("image_token_index", self.row_id))
         self.placeholders: dict[MediaKind, int] = {"image": self._row_id}
         self.image_token = folder.tokenizer.token_text(self._row_id)
-        self._size, self._patch = folder.vision("image_size", 384), folder.vision("patch_size", 14)
+        self._size, self._patch = folder.vision("image_size", self.side), folder.vision("patch_size", self.patch)
         self._side = self._size // self._patch
-        ratio = str(folder.config.get("vision_aspect_ratio") or "anyres_max_9")
-        if not ratio.startswith("anyres_max_") or not ratio[11:].isdecimal() or len(ratio) > 14:
-            raise ModelError(f"{folder.path / 'config.json'}: vision_aspect_ratio {shown(ratio)} is not supported")
-        self._max_tiles = int(ratio[11:])
+        self._max_tiles = NO_LIMIT
+
+    def create(self, folder: ModelFolder) -> Any:
+        return folder.image_processor("llava_next.image_processing_pil_llava_next", "LlavaNextImageProcessorPil")
+
+    def shows_tiles(self, view: View) -> bool:
+        """Whether an image is shown in tiles at all."""
+        return view.detail != "low"
+
+    def tiles_of(self, image: Frame, grid: Grid | None) -> npt.NDArray[Any]:
+        """The whole, and then the tiles of the grid. [tiles, channels, side, side]"""
+        down, across = grid or (1, 1)
+        resolution = [[down * self._size, across * self._size]]
+        found: npt.NDArray[Any] = run_processor(self._processor, [image], image_grid_pinpoints=resolution)["pixel_values"][0]
+        return found if grid else found[:1]
 
     def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
         return self._count(self._tile_grid(shape, view), shape)
@@ -57,19 +130,15 @@ class LlavaProcessor:
         image = clip.frames[0]
         shape = Shape(image.shape[1], image.shape[0])
         grid = self._tile_grid(shape, view)
-        # Two images in one sample are what keeps transformers' processor from making tiles.
-        only = None if grid is None else [[grid[0] * self._size, grid[1] * self._size]]
-        found = run_processor(self._processor, [image] if grid else [[image, image]], image_grid_pinpoints=only)
-        tiles = found["pixel_values"][0]
-        count = len(tiles) if grid else 1
+        tiles = check_side(self.tiles_of(image, grid), self._size)
         sources, weights = self._plan(grid, shape)
         return ProcessedMedia(
             kind=kind,
             mm_hash=media_hash(self._fingerprint, kind, clip.frames, grid),
             tokens=(self._row_id,) * len(sources),
             row_id=self._row_id,
-            pixels=patches_of(tiles[:count], self._patch),
-            grid=(count, self._side, self._side),
+            pixels=patches_of(tiles, self._patch),
+            grid=(len(tiles), self._side, self._side),
             facts={"index": sources.astype(np.int32).tobytes(), "weight": weights.astype(np.float32).tobytes()},
         )
 
@@ -77,7 +146,7 @@ class LlavaProcessor:
         """Tiles down and across, of the resolution that wastes least (transformers' rule) of those within the view; None: the
         whole alone."""
         allowed = tiles_within(view.pixels, self._size)
-        if not view.alone or view.detail == "low":
+        if not self.shows_tiles(view):
             return None
         best: Grid | None = None
         best_fit = (-1, 0)
@@ -126,6 +195,33 @@ class LlavaProcessor:
 
     def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         return None
+
+
+class OneVisionProcessor(LlavaNextProcessor):
+    """A Processor for LLaVA-OneVision. Several images in a request are shown as wholes only, as the model was trained."""
+
+    row_id, side, patch = 151646, 384, 14
+
+    def __init__(self, folder: ModelFolder) -> None:
+        super().__init__(folder)
+        ratio = str(folder.config.get("vision_aspect_ratio") or "anyres_max_9")
+        if not ratio.startswith("anyres_max_") or not ratio[11:].isdecimal() or len(ratio) > 14:
+            raise ModelError(f"{folder.path / 'config.json'}: vision_aspect_ratio {shown(ratio)} is not supported")
+        self._max_tiles = int(ratio[11:])
+
+    def create(self, folder: ModelFolder) -> Any:
+        name = "llava_onevision.image_processing_pil_llava_onevision"
+        return folder.image_processor(name, "LlavaOnevisionImageProcessorPil")
+
+    def shows_tiles(self, view: View) -> bool:
+        return view.alone and view.detail != "low"
+
+    def tiles_of(self, image: Frame, grid: Grid | None) -> npt.NDArray[Any]:
+        # Two images in one sample are what keeps transformers' processor from making tiles.
+        only = None if grid is None else [[grid[0] * self._size, grid[1] * self._size]]
+        found = run_processor(self._processor, [image] if grid else [[image, image]], image_grid_pinpoints=only)
+        tiles: npt.NDArray[Any] = found["pixel_values"][0]
+        return tiles if grid else tiles[:1]
 
 
 def _plain(rows: npt.NDArray[np.int64]) -> Resample:

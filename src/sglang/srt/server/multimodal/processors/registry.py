@@ -12,8 +12,10 @@ from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor, first_line
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
-from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
+from sglang.srt.server.multimodal.processors.internvl import InternVLProcessor
+from sglang.srt.server.multimodal.processors.llava import LlavaNextProcessor, LlavaProcessor, OneVisionProcessor
 from sglang.srt.server.multimodal.processors.mllama import MllamaProcessor
+from sglang.srt.server.multimodal.processors.pixtral import PixtralProcessor, is_pixtral
 from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
 from sglang.srt.server.multimodal.processors.smolvlm import IdeficsProcessor
 
@@ -22,7 +24,11 @@ TRIAL_SHAPE = (168, 224, 3)
 
 PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "gemma3": Gemma3Processor,
-    "llava_onevision": LlavaProcessor,
+    "internvl": InternVLProcessor,
+    "llava": lambda folder: PixtralProcessor(folder) if is_pixtral(folder) else LlavaProcessor(folder),
+    "llava_next": LlavaNextProcessor,
+    "llava_onevision": OneVisionProcessor,
+    "mistral3": PixtralProcessor,
     "mllama": MllamaProcessor,
     "smolvlm": IdeficsProcessor,
     "idefics3": IdeficsProcessor,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.server.multimodal.inputs import Pixels
 
 Float32 = npt.NDArray[np.float32]
@@ -20,6 +20,14 @@ def tiles_within(wanted: Pixels, side: int) -> int:
     if wanted.least:
         raise RequestError("min_pixels: this model cuts images into tiles of one size, and makes none larger", "min_pixels")
     return max(1, wanted.most // side**2) if wanted.most else NO_LIMIT
+
+
+def check_side(tiles: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+    """`tiles`, if they are as large as the encoder wants them. Raises ModelError."""
+    if tiles.shape[-2:] != (side, side):
+        found = " x ".join(str(n) for n in tiles.shape[-2:])
+        raise ModelError(f"the settings for images make tiles of {found} pixels, and the encoder's are {side} x {side}")
+    return tiles
 
 
 def patches_of(tiles: npt.NDArray[Any], patch: int, merge: int = 1) -> Float32:
