@@ -590,3 +590,23 @@ def test_a_model_of_text_says_so(http: httpx.Client) -> None:
     message = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}]}]
     reply = http.post("/v1/chat/completions", json={"messages": message})
     assert reply.status_code == 400 and "reads text only" in reply.json()["error"]["message"]
+
+
+def test_text_is_served_where_packages_for_images_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning names them and how to install them; an image is refused by what is missing."""
+    import importlib.util
+
+    import sglang
+    from sglang.srt.errors import RequestError
+    from sglang.srt.server.multimodal import opening
+
+    said: list[str] = []
+    monkeypatch.setattr(opening.logger, "warning", lambda text, *values: said.append(text % values))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "PIL" else find(name, *rest))
+    with sglang.Engine(model_path=str(TOY), threads=2) as engine:
+        prompt = TURN.format("What color is a banana?")
+        assert engine.generate(prompt, {**GREEDY, "max_new_tokens": 2})["meta_info"]["completion_tokens"] > 0
+        with pytest.raises(RequestError, match=r"lacks packages .* \[vision\]"):
+            engine.generate(TURN.format(IMAGE), GREEDY, image_data=png(show(790)))
+    assert len(said) == 1 and "need Pillow: text alone is served" in said[0] and "pip install" in said[0]

@@ -169,6 +169,9 @@ class RequestMaker:
         """The prompts that have media, with these in place, by number. Raises RequestError."""
         assert req.media is not None
         if self.media is None:
+            if self._info.get("media_kinds"):
+                what = "lacks packages that images and videos need; its log says which (the extra [vision])"
+                raise UnsupportedError(f"this server {what}", "image_data")
             raise UnsupportedError("this model reads text only: it cannot take images or videos", "image_data")
         if len(req.media) != len(prompts):
             raise RequestError(f"there are media for {len(req.media)} prompts, and {len(prompts)} prompts", "image_data")

@@ -244,7 +244,7 @@ class NativeApi:
                 "sampling_defaults_from": defaults.source,
                 "suggested_system_prompt": defaults.system or None,
                 "architectures": [info["architecture"]],
-                "has_image_understanding": "image" in info.get("media_kinds", ()),
+                "has_image_understanding": self._manager.media is not None and "image" in info.get("media_kinds", ()),
                 "max_image_tokens": self._manager.media.max_image_tokens if self._manager.media is not None else None,
                 "has_chat_template": tokenizer is not None and tokenizer.has_chat_template,
                 "chat_roles": self._chat_roles,

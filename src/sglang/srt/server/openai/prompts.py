@@ -290,7 +290,7 @@ def _part(part: Any, where: str, media: list[MediaInput] | None) -> dict[str, st
     if found is None:
         return {"type": "text", "text": _part_text(part, where)}
     if media is None:
-        raise UnsupportedError(f"{where} is of type {part['type']!r}, but this model reads text only", "messages")
+        raise UnsupportedError(f"{where} is of type {part['type']!r}, but this server reads text only", "messages")
     media.append(found)
     return {"type": found.kind}
 
