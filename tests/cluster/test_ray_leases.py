@@ -12,12 +12,15 @@ import pytest
 
 pytest.importorskip("ray", reason="run by make test-cluster")
 
+from ray.exceptions import RayActorError
+
 from sglang.cluster.model_list import ServedModel
 from sglang.cluster.policy import block_hashes
 from sglang.cluster.ray import connection, leases, live
 from sglang.cluster.ray.leases import RayPool
 from sglang.cluster.ray.router import PrefixRouter
 from sglang.cluster.route_key import RouteKey
+from sglang.cluster.upstream import Address, UpstreamLost
 from sglang.srt.errors import ConfigError, EngineDeadError, OverloadError, StateLostError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
@@ -34,8 +37,12 @@ class Serve:
             self.router._replicas[Id(name)] = SimpleNamespace(replica_id=Id(name))
         self.bits = dict.fromkeys(names, "same")
         self.silent: set[str] = set()
+        self.frozen: set[str] = set()
+        """those that Serve passes over since they do not tell it how long their queues are"""
+        self.num_probes = 0
         self.calls: list[str] = []
         self.running: dict[str, int] = dict.fromkeys(names, 0)
+        self.deaths = {name: asyncio.Event() for name in names}
         self.lease = SimpleNamespace(remote=lambda asked: Response(self, asked))
 
 
@@ -59,7 +66,9 @@ class Response:
         ranks = await serve.router.choose_replicas(list(serve.router.curr_replicas.values()), pending)
         if not ranks:
             await asyncio.Event().wait()
-        name = ranks[0][0].replica_id
+        first = ranks[0][0].replica_id
+        serve.num_probes += first in serve.frozen
+        name = next(rank[0].replica_id for rank in ranks if rank[0].replica_id not in serve.frozen)
         serve.calls.append(name)
         if name in serve.silent:
             await asyncio.Event().wait()
@@ -68,6 +77,8 @@ class Response:
         serve.running[name] += 1
         place = {"host": name, "port": 1, "token": "", "pid": 1, "fingerprint": serve.bits[name], "replica": str(name)}
         yield place
+        await serve.deaths[name].wait()
+        raise RayActorError
 
     def cancel(self) -> None:
         if self._name:
@@ -119,6 +130,41 @@ async def test_what_serve_counts_is_what_runs_and_a_few() -> None:
         assert sum(serve.router._policy.load_of(i) for i in range(2)) == 0, "the router counts requests, not leases"
         await asyncio.sleep(3 * leases.KEEP_SECONDS)
         assert serve.running == {"a": 0, "b": 0}
+
+
+async def test_a_replica_that_dies_breaks_off_what_is_said_to_its_server() -> None:
+    """Its server may be frozen, or its machine gone: nobody else would close the connection."""
+    serve = Serve("ab")
+    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    with pool_of(serve) as pool:
+        async with pool.lease("m", key_of("x")) as turn, pool.lease("m", key_of("y")) as other:
+            assert turn.replica != other.replica
+            for one in (turn, other):
+                one.upstream._address = Address(host="127.0.0.1", port=silent.sockets[0].getsockname()[1])
+            asked, others = (asyncio.ensure_future(one.upstream.ask("POST", "/generate")) for one in (turn, other))
+            await asyncio.sleep(0.1)
+            assert not asked.done() and not others.done()
+            serve.deaths[turn.replica].set()
+            with pytest.raises(UpstreamLost):
+                await asyncio.wait_for(asked, 10)
+            assert not others.done()
+            others.cancel()
+    silent.close()
+
+
+async def test_one_that_answers_in_place_of_another_is_remembered() -> None:
+    """Serve asks the next one by itself where the first gives no sign: each request would wait for that."""
+    serve = Serve("ab")
+    with pool_of(serve) as pool:
+        async with pool.lease("m", key_of("x")) as turn:
+            first = turn.replica
+        await asyncio.sleep(3 * leases.KEEP_SECONDS)
+        serve.frozen.add(first)
+        for _ in range(3):
+            async with pool.lease("m", key_of("x")) as turn:
+                assert turn.replica != first
+            await asyncio.sleep(3 * leases.KEEP_SECONDS)
+        assert serve.num_probes == 1
 
 
 async def test_a_free_lease_changes_no_choice() -> None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import httptools
 
+from sglang.common.server_process import notice_silence
+
 HELD_BYTES = 64 << 10
 MAX_IDLE = 256
 """connections kept open"""
 MAX_HEAD_BYTES = 256 << 10
+SILENCE_SECONDS = 30
+"""without a sign of the other machine, after which a connection counts as lost"""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -46,7 +51,9 @@ class Head:
 class _Connection(asyncio.Protocol):
     """One exchange at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_ones: set[_Connection]) -> None:
+        """`open_ones`: where it is for as long as it is open."""
+        self._open_ones = open_ones
         self.is_lost = False
         self.num_requests = 0
         self._transport: asyncio.Transport | None = None
@@ -69,9 +76,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
+        self._open_ones.add(self)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family != socket.AF_UNIX:
+            notice_silence(connection, SILENCE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
+        self._open_ones.discard(self)
         self._wake()
         self.resume_writing()
 
@@ -246,6 +258,7 @@ class Upstream:
         self._address = address
         self.headers = headers or []
         self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
 
     def exchange(self) -> Exchange:
         return Exchange(self)
@@ -259,9 +272,9 @@ class Upstream:
         loop, address = asyncio.get_running_loop(), self._address
         try:
             if address.path:
-                _, new = await loop.create_unix_connection(_Connection, address.path)
+                _, new = await loop.create_unix_connection(lambda: _Connection(self._open), address.path)
             else:
-                _, new = await loop.create_connection(_Connection, address.host, address.port)
+                _, new = await loop.create_connection(lambda: _Connection(self._open), address.host, address.port)
         except OSError as error:
             raise UpstreamLost from error
         return new
@@ -276,6 +289,11 @@ class Upstream:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
+
+    def break_off(self) -> None:
+        """Whoever waits for this server has lost it."""
+        for connection in list(self._open):
+            connection.close()
 
     async def ask(self, method: str, path: str, headers: Headers | None = None, body: bytes = b"") -> tuple[Head, bytes]:
         """A short request of our own, and all of its answer. Raises UpstreamLost."""

@@ -25,6 +25,20 @@ def free_port(host: str, ports: Iterable[int]) -> int:
     raise RuntimeError(f"none of the ports tried on {host} is free")
 
 
+def notice_silence(connection: Any, seconds: int) -> None:
+    """Has a TCP connection end when the other machine gives no sign for so long; a process that is frozen there does not count.
+    `connection`: a socket, or what an event loop gives for one."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", seconds // 3),
+        ("TCP_KEEPINTVL", max(seconds // 6, 1)),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", seconds * 1000),
+    ):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def how_it_ended(status: int) -> str:
     """A process's exit status in words; negative: the signal."""
     if status == -signal.SIGKILL:

@@ -24,7 +24,8 @@ logger = logging.getLogger("sglang")
 
 MAX_LEASES = 10_000
 """requests of one replica at a time; its own server refuses before"""
-HEALTH_SECONDS = 5.0
+HEALTH_SECONDS, HEALTH_TIMEOUT = 5.0, 15.0
+"""Serve asks a replica so often, and waits so long; it replaces one that did not answer three times together"""
 MAX_STARTS = 3
 """of a replica that cannot be started"""
 
@@ -103,7 +104,7 @@ class Deployment:
             max_ongoing_requests=MAX_LEASES,
             request_router_config=router,
             health_check_period_s=HEALTH_SECONDS,
-            health_check_timeout_s=30.0,
+            health_check_timeout_s=HEALTH_TIMEOUT,
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=self._drain_seconds,
             max_constructor_retry_count=MAX_STARTS,

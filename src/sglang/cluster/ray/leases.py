@@ -91,14 +91,26 @@ class Turn:
 
 
 class Lease:
-    """One that Serve counts until it is given back."""
+    """One that Serve counts until it is given back. A replica that dies while it lasts, or that Serve ends since it does not answer, may
+    have a server that is frozen or unreachable: then what is said to that one is broken off, and goes on elsewhere."""
 
-    def __init__(self, response: Any, server: Server) -> None:
+    def __init__(self, response: Any, places: AsyncIterator[dict[str, Any]], server: Server) -> None:
+        """`places`: what `response` yields, of which the first was the server's."""
         self._response = response
         self.server = server
         self.freed_at = 0.0
+        self._watching = asyncio.ensure_future(self._watch(places))
+
+    async def _watch(self, places: AsyncIterator[dict[str, Any]]) -> None:
+        try:
+            async for _ in places:
+                pass
+        except (RayError, RayServeException) as error:
+            logger.debug("A lease of %s has ended: %r", self.server.replica, error)
+            self.server.upstream.break_off()
 
     def give_back(self) -> None:
+        self._watching.cancel()
         self._response.cancel()
 
 
@@ -253,6 +265,14 @@ class RayPool:
         self._slow = {replica: until for replica, until in self._slow.items() if until > now}
         return list(self._slow)
 
+    def _note_slow(self, router: Any, asked: dict[str, Any], replica: str = "") -> list[str]:
+        """The replica that was asked first and did not answer: another one did, or none. It is asked last for a while."""
+        first = router.first_choice(asked["name"]) if router is not None else ""
+        if first in ("", replica):
+            return []
+        self._slow[first] = time.monotonic() + SLOW_SECONDS
+        return [first]
+
     async def _place(self, router: Any, asked: dict[str, Any], fingerprint: str) -> Lease:
         """A new lease, by Serve."""
         only, others = asked.get("only"), set[str]()
@@ -263,7 +283,10 @@ class RayPool:
                 raise StateLostError(GONE)
             response = self._handle.lease.remote(asked)
             try:
-                lease = Lease(response, self._server(await asyncio.wait_for(anext(aiter(response)), min(left, turn))))
+                places = aiter(response)
+                server = self._server(await asyncio.wait_for(anext(places), min(left, turn)))
+                self._note_slow(router, asked, server.replica)
+                lease = Lease(response, places, server)
                 if fingerprint in ("", lease.server.fingerprint):
                     return lease
                 lease.give_back()
@@ -276,9 +299,7 @@ class RayPool:
                 await asyncio.sleep(RETRY_SECONDS)
             except asyncio.TimeoutError:
                 response.cancel()
-                if router is not None and (slow := router.first_choice(asked["name"])):
-                    self._slow[slow] = time.monotonic() + SLOW_SECONDS
-                    asked = asked | {"lost": [*asked["lost"], slow]}
+                asked = asked | {"lost": [*asked["lost"], *self._note_slow(router, asked)]}
             except BaseException:
                 response.cancel()
                 raise

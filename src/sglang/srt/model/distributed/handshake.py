@@ -238,7 +238,7 @@ def connect(nodes: NodeOptions, hello: Hello, deadline: float) -> socket.socket:
         if time.monotonic() + RETRY_SECONDS > deadline:
             raise ConfigError(
                 f"there is no node 0 at --dist-init-addr {nodes.host}:{nodes.port} ({last.strerror or last}), after {nodes.timeout:g} s "
-                "(--dist-timeout)"
+                "(--dist-timeout); or it has all its nodes already, one with this --node-rank among them"
             )
         time.sleep(RETRY_SECONDS)
 

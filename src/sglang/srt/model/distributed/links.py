@@ -10,6 +10,7 @@ import sys
 from typing import IO, Protocol
 
 from sglang.common.interrupts import children_without_interrupts
+from sglang.common.server_process import notice_silence
 from sglang.srt.model.distributed.wire import End, encode, read_frame, write_frame
 
 LAST_SECONDS = 5.0
@@ -126,12 +127,4 @@ def keep_alive(connection: socket.socket) -> None:
     """Small frames leave at once; a machine that vanished without a word is noticed."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", 10),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 4),
-        ("TCP_USER_TIMEOUT", SILENCE_SECONDS * 1000),
-    ):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    notice_silence(connection, SILENCE_SECONDS)
