@@ -22,7 +22,7 @@ from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutat
 from tests.model.quantised import FORMS, save_quantised
 from tests.model.tiny import save_model
 from tests.model.vision import randomise, save_qwen
-from tests.model.vision_families import internvl, llava_next, llava_one, mistral3, pixtral
+from tests.model.vision_families import glm4v, internvl, llava_next, llava_one, mistral3, pixtral
 
 ALSO = (
     *(
@@ -42,6 +42,7 @@ SEEING: dict[str, Callable[[], Any]] = {
     "Pixtral": pixtral,
     "Mistral 3": mistral3,
     "InternVL": internvl,
+    "GLM-4V": glm4v,
 }
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gptq", "w8a8", "fp8 tiles", "Qwen2VL", "Qwen2_5_VL", *SEEING)
 

@@ -76,6 +76,11 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"image_token_index": IMAGE, "spatial_merge_size": 2},
         {"size": {"longest_edge": 1540}, "patch_size": {"height": 14, "width": 14}},
     ),
+    "glm4v": (
+        {"patch_size": 14},
+        {"image_token_id": IMAGE, "image_start_token_id": IMAGE + 2, "image_end_token_id": IMAGE + 3},
+        {"size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}, "patch_size": 14},
+    ),
     "internvl": (
         {"image_size": [448, 448], "patch_size": [14, 14]},
         {"image_token_id": IMAGE, "downsample_ratio": 0.5},

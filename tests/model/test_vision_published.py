@@ -117,6 +117,21 @@ def _pixtral(name: str, patch: int, size: int, **more: Any) -> Any:
     return getattr(t, f"{name}ForConditionalGeneration")(config)
 
 
+def _glm4v() -> Any:
+    """zai-org/GLM-4.1V-9B-Thinking: patches of 14, positions of 24 x 24 places."""
+    import transformers as t
+
+    vision = {"depth": 2, "num_heads": 4, "hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 72}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+    config = t.Glm4vConfig(
+        text_config=LONG | {"rope_parameters": rope, "pad_token_id": 0},
+        vision_config=vision | {"image_size": 336, "patch_size": 14},
+        tie_word_embeddings=False,
+        **_ids(image_token_id=0, video_token_id=1, image_start_token_id=2, image_end_token_id=3),
+    )
+    return t.Glm4vForConditionalGeneration(config)
+
+
 def _internvl() -> Any:
     """OpenGVLab/InternVL3-1B-hf: InternViT-300M/14 at 448, 256 rows a tile, biases on q, k and v."""
     import transformers as t
@@ -143,6 +158,12 @@ CASES = {
         _PIXTRAL_PROCESSOR,
         {"size": {"longest_edge": 1540}, "patch_size": {"height": 14, "width": 14}},
         _pixtral_inputs(28),
+    ),
+    "GLM-4.1V-9B": Case(
+        _glm4v,
+        ("glm4v.image_processing_pil_glm4v", "Glm4vImageProcessorPil"),
+        {"size": {"shortest_edge": 12544, "longest_edge": 9633792}, "patch_size": 14},
+        _qwen_inputs,
     ),
     "InternVL3-1B": Case(
         _internvl, _INTERNVL_PROCESSOR, {"size": {"height": 448, "width": 448}, "max_patches": 12}, _internvl_inputs

@@ -19,6 +19,7 @@ from tests.model.vision_families import (
     QWEN2_5,
     QWEN3,
     gemma3,
+    glm4v,
     internvl,
     llava,
     llava_next,
@@ -104,6 +105,7 @@ BY_HEAD: dict[str, Callable[[], Any]] = {
     "pixtral": pixtral,
     "mistral3": mistral3,
     "internvl": internvl,
+    "glm4v": glm4v,
 }
 
 

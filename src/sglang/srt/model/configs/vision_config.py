@@ -75,6 +75,8 @@ class VisionConfig:
     final_norm: bool = False
     """a norm after the last layer (InternVL)"""
     rope_theta: float = 10000.0
+    merger_size: int = 0
+    """of the gated layer that makes a row of a square of patches (GLM-4V)"""
     projector_bias: bool = True
     projector_eps: float = 1e-5
     tied_without_head: bool = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,14 @@ class Layout:
     windows: list[int]
     frames: list[int]
     angles: Float32
+
+
+class MergesSquares(Protocol):
+    """Squares of patches side by side to rows of the decoder's width."""
+
+    @property
+    def weights(self) -> list[Weight]: ...
+    def __call__(self, squares: Array, out: Array, count: Array, norm: Norm | None = None) -> Iterator[None]: ...
 
 
 class Merger:
@@ -98,8 +107,14 @@ class QwenVision:
         name = "visual.patch_embed.proj"
         self.embed = Dense(ops, FlatSource(source), {name: c.hidden_size}, patch_values, source.has(f"{name}.bias"))
         self.layers = [self.create_layer(source, i) for i in range(c.num_layers)]
-        self.merge_norm = self.create_norm(source, self.merger_names[0])
-        self.merger = Merger(ops, source, c, *self.merger_names[1:])
+        self.merge_norm = self.create_merge_norm(source)
+        self.merger: MergesSquares = self.create_merger(source)
+
+    def create_merge_norm(self, source: WeightSource) -> Norm:
+        return self.create_norm(source, self.merger_names[0])
+
+    def create_merger(self, source: WeightSource) -> MergesSquares:
+        return Merger(self.ops, source, self.config, *self.merger_names[1:])
 
     def create_norm(self, source: WeightSource, name: str) -> Norm:
         return LayerNorm(self.ops, source, name, self.config.norm_eps)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sglang.srt.model.configs.vision_config import VisionConfig
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.models.vision.glm4v import GlmVision
 from sglang.srt.model.models.vision.intern_vit import InternVision
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.llava import LlavaVision, TiledLlavaVision
@@ -21,6 +22,7 @@ ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
     "llava": LlavaVision,
     "llava_next": TiledLlavaVision,
     "llava_onevision": TiledLlavaVision,
+    "glm4v": GlmVision,
     "idefics": IdeficsVision,
     "internvl": InternVision,
     "pixtral": PixtralVision,

@@ -9,6 +9,7 @@ from sglang.srt.checkpoint.files import shown
 from sglang.srt.model.configs.vision_config import CrossConfig, VisionConfig
 from sglang.srt.model.weights.config_fields import MAX_EPS, MAX_LAYERS, MAX_SIZE, MIN_EPS, Fields
 from sglang.srt.model.weights.vision.vision_fields import (
+    GATED,
     MAX_MERGE,
     MAX_TAKEN,
     MAX_TILES,
@@ -87,6 +88,32 @@ def _qwen3_5(fields: VisionFields) -> VisionConfig:
     """Qwen3-VL's, without rows from layers in the middle."""
     alone = Fields({**fields.vision.raw, "deepstack_visual_indexes": []}, fields.vision.source, where="vision_config.")
     return replace(_qwen3_vl(replace(fields, vision=alone)), image_token_id=fields.top.count("image_token_id", 248056))
+
+
+def _glm4v(fields: VisionFields) -> VisionConfig:
+    v = fields.vision
+    width, heads = v.count("hidden_size", 1536), v.count("num_heads", 12)
+    if width // heads % 4:
+        raise v.bad("num_heads", f"must make heads of a multiple of 4 values, got {width} / {heads}")
+    return VisionConfig(
+        kind="glm4v",
+        media_kinds=("image",),
+        num_layers=v.count("depth", 24, most=MAX_LAYERS),
+        hidden_size=width,
+        num_heads=heads,
+        intermediate_size=v.count("out_hidden_size", 4096),
+        patch_size=fields.pixels("patch_size", 14),
+        image_size=fields.pixels("image_size", 336),
+        out_size=v.count("out_hidden_size", 4096),
+        image_token_id=fields.top.count("image_token_id", 151343),
+        activation=v.choice("hidden_act", GATED, "silu"),
+        norm_eps=v.number("rms_norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
+        num_channels=v.count("in_channels", 3),
+        temporal_patch_size=fields.pixels("temporal_patch_size", 2),
+        merge_size=v.count("spatial_merge_size", 2, MAX_MERGE),
+        attention_bias=v.flag("attention_bias"),
+        merger_size=v.count("intermediate_size", 13696),
+    )
 
 
 def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> VisionConfig:
@@ -335,6 +362,16 @@ VISION_FAMILIES = (
     VisionFamily("LlavaNextForConditionalGeneration", "", _llava_next, **_DECODERS),
     VisionFamily("Mistral3ForConditionalGeneration", "", _mistral3, text_type="mistral", **_DECODERS),
     VisionFamily("InternVLForConditionalGeneration", "", _internvl, text_type="qwen2", **_DECODERS),
+    VisionFamily(
+        "Glm4vForConditionalGeneration",
+        "Glm4ForCausalLM",
+        _glm4v,
+        sections=(8, 12, 12),
+        fixed={"attention_bias": True},
+        is_tied="without head",
+        text_type="glm4v_text",
+        text_defaults={"glm4v_text": {"head_dim": None}},
+    ),
     VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
     VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),
     VisionFamily("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", _qwen3_vl, interleaved_axes=True),

@@ -19,6 +19,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
+GATED = {name: found for name, found in ACTIVATIONS.items() if found != "quick_gelu"}
+"""what gated layers take"""
 MAX_PIXELS = 1 << 16
 """a side of an image, a tile or a patch"""
 MAX_TILES = 64

@@ -24,13 +24,14 @@ def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dic
         raise ModelError(f"{source}: text_config must be an object, got {shown(inner)}")
     outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
     text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
+    kind = inner.get("model_type", family.text_type)
+    absent = family.text_defaults.get(kind, {}) if isinstance(kind, str) else {}
+    null = {name: None for name in absent if name in inner and inner[name] is None}
+    text = {**absent, **text, **null}
     if family.text_class:
         text.update(architectures=[family.text_class])
     else:
-        kind = inner.get("model_type", family.text_type)
-        absent = family.text_defaults.get(kind, {}) if isinstance(kind, str) else {}
-        null = {name: None for name in absent if name in inner and inner[name] is None}
-        text = {**absent, **text, **null, "model_type": kind, "architectures": None}
+        text.update(model_type=kind, architectures=None)
     text.update(family.fixed)
     told = outer.get("tie_word_embeddings")
     text["tie_word_embeddings"] = family.is_tied is True if told is None or family.is_tied in (None, "without head") else told

@@ -97,6 +97,27 @@ def _qwen2_5_vl(c: VisionConfig) -> Shapes:
     return shapes | _qwen_merger(c, bias=False)
 
 
+def _glm4v(c: VisionConfig) -> Shapes:
+    shapes = _qwen_patches(c) | {"visual.patch_embed.proj.bias": (c.hidden_size,)}
+    shapes["visual.embeddings.position_embedding.weight"] = ((c.image_size // c.patch_size) ** 2, c.hidden_size)
+    for i in range(c.num_layers):
+        at = f"visual.blocks.{i}"
+        shapes |= _norm(f"{at}.norm1", c.hidden_size, False) | _norm(f"{at}.norm2", c.hidden_size, False)
+        shapes |= _linear(f"{at}.attn.qkv", 3 * c.hidden_size, c.hidden_size, c.attention_bias)
+        shapes |= _linear(f"{at}.attn.proj", c.hidden_size, c.hidden_size, False)
+        for name in ("gate_proj", "up_proj"):
+            shapes |= _linear(f"{at}.mlp.{name}", c.intermediate_size, c.hidden_size, False)
+        shapes |= _linear(f"{at}.mlp.down_proj", c.hidden_size, c.intermediate_size, False)
+    for name in ("post_conv_layernorm", "post_layernorm"):
+        shapes |= _norm(f"visual.{name}", c.hidden_size, False)
+    shapes |= {"visual.downsample.weight": (c.out_size, c.hidden_size, c.merge_size, c.merge_size)}
+    shapes |= {"visual.downsample.bias": (c.out_size,)} | _norm("visual.merger.post_projection_norm", c.out_size)
+    shapes |= _linear("visual.merger.proj", c.out_size, c.out_size, False)
+    for name in ("gate_proj", "up_proj"):
+        shapes |= _linear(f"visual.merger.{name}", c.merger_size, c.out_size, False)
+    return shapes | _linear("visual.merger.down_proj", c.out_size, c.merger_size, False)
+
+
 def _siglip(c: VisionConfig, prefix: str, normed: bool = True) -> Shapes:
     at, is_clip = f"{prefix}.embeddings", c.class_row
     shapes: Shapes = {
@@ -217,6 +238,7 @@ def _internvl(c: VisionConfig) -> Shapes:
 
 _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
     "gemma3": _gemma3,
+    "glm4v": _glm4v,
     "idefics": _idefics,
     "internvl": _internvl,
     "llava": _llava,

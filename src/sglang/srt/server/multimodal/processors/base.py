@@ -114,8 +114,9 @@ class ModelFolder:
         name = self.json(path.name).get("image_processor_type") if path.is_file() else None
         return default if name is None else str(name).removesuffix("Fast").removesuffix("Pil")
 
-    def image_processor(self, module: str, name: str) -> Any:
-        """transformers' image processor of this model, with the model's own settings."""
+    def image_processor(self, module: str, name: str, in_pixels: bool = False) -> Any:
+        """transformers' image processor of this model, with the model's own settings. `in_pixels`: sizes are numbers of pixels
+        there, not lengths of sides."""
         # It says at import that it has found no torch, which is as it should be.
         logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
         try:
@@ -124,8 +125,7 @@ class ModelFolder:
             raise ModelError(
                 f"serving images needs transformers and Pillow ({error}): {install_extras('srt', 'vision')}"
             ) from error
-        # The sizes of the Qwen family are numbers of pixels, those of others lengths of sides.
-        self.check_settings(MAX_NUMBER if name.startswith("Qwen") else MAX_SIDE)
+        self.check_settings(MAX_NUMBER if in_pixels else MAX_SIDE)
         try:
             return self.create(found)
         except Exception as error:  # noqa: BLE001  what transformers makes of settings of a wrong type

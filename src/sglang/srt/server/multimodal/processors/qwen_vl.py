@@ -27,6 +27,7 @@ from sglang.srt.server.multimodal.processors.base import (
 )
 from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span, axis_positions
 
+MODULE = "qwen2_vl.image_processing_pil_qwen2_vl"
 MAX_FRAME_PIXELS = 768 * 28 * 28
 FRAMES_PER_SECOND = 2.0
 """at which videos that tell no times are taken to be sampled"""
@@ -36,11 +37,13 @@ class QwenVLProcessor:
     """A Processor."""
 
     row_ids: frozenset[int] = frozenset()
+    moments = 1
+    """what an image counts as in the settings' numbers of pixels"""
     default_tokens = 1280
     """the most that the publisher's examples advise (source: the model cards)"""
 
     def __init__(self, folder: ModelFolder) -> None:
-        self._processor = folder.image_processor("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
+        self._processor = folder.image_processor(MODULE, "Qwen2VLImageProcessorPil", in_pixels=True)
         self._fingerprint = fingerprint_of(self._processor)
         self.placeholders: dict[MediaKind, int] = {
             "image": folder.number("image_token_id", 151655),
@@ -57,7 +60,7 @@ class QwenVLProcessor:
         self._pair = int(self._processor.temporal_patch_size)
         self._per_second = float(per_second or 0)
         self._unit = int(self._processor.patch_size) * self._merge
-        module: Any = importlib.import_module("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+        module: Any = importlib.import_module(f"transformers.models.{MODULE}")
         self._smart_resize = module.smart_resize
 
     def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
@@ -73,14 +76,15 @@ class QwenVLProcessor:
     def _limits(self, kind: MediaKind, shape: Shape, view: View) -> dict[str, int]:
         """Pixels that an image, or each frame, is brought to. Raises RequestError for an image that is too thin."""
         size, wanted = self._processor.size, view.pixels
-        most = min(size.longest_edge, wanted.most or size.longest_edge)
+        most = min(size.longest_edge, wanted.most * self.moments or size.longest_edge)
         if view.detail == "low":
-            most = min(most, LOW_DETAIL_PIXELS)
+            most = min(most, LOW_DETAIL_PIXELS * self.moments)
         if kind == "video":
             most = min(most, MAX_FRAME_PIXELS)
         if view.max_tokens:
-            most = min(most, self._pixels_of(view.max_tokens, shape))
-        limits = {"shortest_edge": min(wanted.least or size.shortest_edge, most), "longest_edge": most}
+            most = min(most, self._pixels_of(view.max_tokens, shape) * self.moments)
+        least = wanted.least * self.moments or size.shortest_edge
+        limits = {"shortest_edge": min(least, most), "longest_edge": most}
         width, height = self._size(shape, limits)
         if 0 < view.max_tokens < width * height // self._unit**2:  # sides are rounded up where an image is enlarged
             limits["shortest_edge"] = 1
@@ -96,10 +100,15 @@ class QwenVLProcessor:
         """(width, height) that an image is brought to."""
         edges = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
         try:
-            height, width = self._smart_resize(shape.height, shape.width, self._unit, **edges)
+            height, width = self.resized(shape.height, shape.width, edges)
         except ValueError as error:
             raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
         return int(width), int(height)
+
+    def resized(self, height: int, width: int, edges: dict[str, int]) -> tuple[int, int]:
+        """transformers' rule. Raises ValueError."""
+        found: tuple[int, int] = self._smart_resize(height, width, self._unit, **edges)
+        return found
 
     def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
         height, width = clip.frames[0].shape[:2]
