@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sglang.common.server_process import wait_until
+from sglang.common.server_process import end_process, wait_until
 
 if not Path("/dev/nvidia0").exists():  # Triton reads this when it is first imported, by whichever test
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -95,22 +95,37 @@ class RunningServer:
         return self.process.wait(timeout)
 
 
-def start_server(log: Path, *flags: str, model: str = DEFAULT_MODEL, environ: dict[str, str] | None = None) -> RunningServer:
-    """Starts `python -m sglang.launch_server` and waits until it is ready. `environ`: variables besides those of this process."""
+def package_environ(**more: str) -> dict[str, str]:
+    """Environment of a process that imports the package's sources, as of a CPU installation: without torch. Importing it, as
+    transformers does where it is installed, takes seconds of every start."""
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", ""), str(ROOT / "tests" / "cpu_install")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | more
+
+
+def spawn_server(log: Path, *flags: str, environ: dict[str, str] | None = None, stdin: int | None = None) -> RunningServer:
+    """Starts `python -m sglang.launch_server` on a free port, and does not wait. `environ`: variables besides those of this process."""
     port = free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(port), *flags]
-    environment = (
-        os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])} | (environ or {})
-    )
+    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    environment = os.environ if "xgrammar" in flags else package_environ()  # xgrammar needs torch
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
+        process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=out, env={**environment, **(environ or {})})
+    return RunningServer(process, f"http://127.0.0.1:{port}", log)
+
+
+def wait_ready(server: RunningServer, ready: Callable[[str], bool], seconds: float = START_SECONDS) -> RunningServer:
+    """The server, once its log is `ready`."""
     try:
-        wait_until(lambda: "ready to roll" in log.read_text(), process, START_SECONDS, "server")
+        wait_until(lambda: ready(server.log.read_text()), server.process, seconds, "server")
     except (RuntimeError, TimeoutError) as error:
-        process.kill()
-        raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}") from error
+        end_process(server.process)
+        raise RuntimeError(f"the server did not start:\n{server.log.read_text()[-3000:]}") from error
     return server
+
+
+def start_server(log: Path, *flags: str, model: str = DEFAULT_MODEL, environ: dict[str, str] | None = None) -> RunningServer:
+    """`spawn_server`, and waits until it serves."""
+    server = spawn_server(log, "--model-path", model, *flags, environ=environ)
+    return wait_ready(server, lambda text: "ready to roll" in text)
 
 
 @pytest.fixture(scope="session")

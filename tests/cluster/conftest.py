@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sglang.common.server_process import end_process, wait_until
-from tests.conftest import ROOT, START_SECONDS, RunningServer, free_port, start_server
+from sglang.common.server_process import end_process
+from tests.conftest import START_SECONDS, RunningServer, spawn_server, start_server, wait_ready
 from tests.server.models import CHATML, train_byte_level
 
 SEED = ("--random-seed", "7", "--threads", "1")
@@ -66,22 +63,11 @@ def start_several(
     log: Path, *flags: str, environ: dict[str, str] | None = None, seconds: float = START_SECONDS
 ) -> RunningServer:
     """`sglang serve` with these flags; returns when it is ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")} | (environ or {})
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
-
-    def is_ready() -> bool:
-        return any("ready to roll" in line and not line.startswith("[alpha") for line in log.read_text().splitlines())
-
-    try:
-        wait_until(is_ready, process, seconds, "server")
-    except (RuntimeError, TimeoutError) as error:
-        end_process(process)
-        raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}") from error
-    return server
+    server = spawn_server(log, *flags, environ=environ)
+    own = "ready to roll"  # alpha's own log is in it, too
+    return wait_ready(
+        server, lambda text: any(own in line and not line.startswith("[alpha") for line in text.splitlines()), seconds
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 from sglang.commands.arguments import CommandError
 from sglang.commands.batch import batch, read_done, read_items
 from sglang.common.batch_lines import seed_of
-from tests.conftest import ROOT, RunningServer
+from tests.conftest import RunningServer, package_environ
 
 pytestmark = pytest.mark.cluster
 
@@ -89,7 +88,7 @@ def test_a_run_that_is_killed_goes_on(alone: RunningServer, tmp_path: Path) -> N
         "--window",
         "2",
     ]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=package_environ(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (output.exists() and output.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline

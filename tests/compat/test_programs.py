@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,10 +15,10 @@ from urllib.parse import urlsplit
 import pytest
 
 import sglang as sgl
-from tests.conftest import DEFAULT_MODEL, ROOT, RunningServer, free_port
+from tests.conftest import DEFAULT_MODEL, RunningServer, free_port, package_environ
 
 PROGRAMS = Path(__file__).parent / "programs"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = package_environ(HF_HUB_OFFLINE="1")
 
 
 def run(tmp_path: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -30,3 +30,14 @@ def test_only_these_threads_step_back() -> None:
     before = priority()
     assert Aside(1).run(priority) == LOWEST_PRIORITY
     assert priority() == before
+
+
+def test_the_threads_end_with_their_owner() -> None:
+    before = set(threading.enumerate())
+    aside = Aside(2)
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 2 and aside.run(len, "abc") == 3
+    del aside
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()

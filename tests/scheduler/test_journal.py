@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from sglang.srt.errors import GrammarError
 from sglang.srt.process.scheduler_process import DUMP, JOURNAL, blamed_grammars
 from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend, NotedState, grammar_digest, read_journal
-from tests.conftest import ROOT
+from tests.conftest import package_environ
 from tests.scheduler.toy import VOCABULARY
 
 A, B, C = (grammar_digest("regex", text) for text in "abc")
@@ -142,7 +141,7 @@ elif how == "hang":
     ],
 )
 def test_a_dead_process_names_what_it_died_of(tmp_path: Path, how: str, blamed: set[bytes]) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environment = package_environ()
     command = [sys.executable, "-c", DYING, str(tmp_path), how]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         if how == "hang":

@@ -308,6 +308,10 @@ def trials_of(vocabulary: Vocabulary | None, grammar: GrammarOptions) -> Trials:
     return _trials[key]
 
 
+open_harnesses: list[Harness] = []
+"""of the test that runs: conftest.py closes them at its end"""
+
+
 class Harness:
     """A scheduler, its inbox and outbox. Every step's invariants are checked unless `check` is off."""
 
@@ -340,6 +344,7 @@ class Harness:
             open_tier=open_tier,
             draft_model=draft_model,
         )
+        open_harnesses.append(self)
 
     def receive(self, timeout: float) -> list[ToScheduler]:
         messages, self.messages = self.messages, []

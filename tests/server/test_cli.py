@@ -25,11 +25,11 @@ from sglang.commands.connection import Connection
 from sglang.commands.serve import program
 from sglang.srt.flags.names import option
 from sglang.srt.server_args import ServerArgs
-from tests.conftest import ROOT, RunningServer, start_server
+from tests.conftest import ROOT, RunningServer, package_environ, start_server
 from tests.server.test_processes import wait_dead
 
 Process = subprocess.CompletedProcess[str]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+ENVIRONMENT = package_environ()
 
 
 def sglang(*words: str, stdin: str = "", timeout: float = 120) -> Process:

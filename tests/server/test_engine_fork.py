@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, package_environ
 
 FORK = """
 import os, sys, time
@@ -63,7 +62,7 @@ runtime.shutdown()
 
 
 def run(script: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environment = package_environ()
     code = f"MODEL = {str(ROOT / 'models' / 'toy-vlm')!r}\n{FORK}{script}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, package_environ
 from tests.model.hostile import dump, gguf_bytes, gguf_mutations, mutations, outcome, tiny_gguf, try_file
 from tests.model.tiny import save_model
 from tests.server.models import CHATML, train_byte_level
@@ -254,18 +254,10 @@ def test_a_broken_folder_is_one_sentence_on_the_command_line(tmp_path: Path, cas
     change(folder)
     command = [sys.executable, "-m", "sglang.cli", "serve", str(folder), "--port", "0", "--log-level", "error"]
     command[command.index("0")] = str(free_port())
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "RUST_BACKTRACE": "0"}
+    environment = package_environ(RUST_BACKTRACE="0")
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr[-3000:]
     assert message in run.stderr and run.stderr.count("\n") == 1, run.stderr[-3000:]
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def test_an_outcome_that_is_no_sentence_is_told() -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import httpx
 import pytest
 
 from sglang.srt.server.http.starting import OuterApp
-from tests.conftest import ROOT, RunningServer, free_port, start_server
+from tests.conftest import ROOT, RunningServer, spawn_server, start_server
 from tests.server.test_processes import wait_dead
 
 LONG = {"text": "A story:", "sampling_params": {"max_new_tokens": 8000, "ignore_eos": True}}
@@ -151,16 +150,6 @@ def test_killing_the_server_leaves_no_process_and_no_socket(tmp_path: Path) -> N
     assert not any(f.exists() for f in folders)
 
 
-def launch(log: Path, *flags: str) -> RunningServer:
-    """Starts a server and does not wait."""
-    port = free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
-    with log.open("wb") as out:
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.PIPE, env=environment)
-    return RunningServer(process, f"http://127.0.0.1:{port}", log)
-
-
 def health(server: RunningServer) -> tuple[int, str] | None:
     try:
         reply = httpx.get(f"{server.url}/health", timeout=20, trust_env=False)
@@ -183,7 +172,7 @@ async def test_a_browser_is_shown_that_the_model_loads() -> None:
 
 
 def test_a_server_that_loads_says_so_and_ends_when_its_starter_does(tmp_path: Path) -> None:
-    server = launch(tmp_path / "log", "--stop-with-stdin")
+    server = spawn_server(tmp_path / "log", "--stop-with-stdin", stdin=subprocess.PIPE)
     seen = []
     eventually(lambda: (seen.append(health(server)), seen[-1] == (200, "ready"))[1])
     assert (503, "starting") in seen and seen[-1] == (200, "ready")
@@ -196,7 +185,7 @@ def test_a_server_that_loads_says_so_and_ends_when_its_starter_does(tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_while_loading_leaves_nothing(tmp_path: Path, number: int) -> None:
-    server = launch(tmp_path / "log")
+    server = spawn_server(tmp_path / "log", stdin=subprocess.PIPE)
     eventually(lambda: health(server) is not None and bool(server.children()))
     pids = server.children()
     server.process.send_signal(number)

@@ -20,7 +20,7 @@ import openai
 import pytest
 import trustme
 
-from tests.conftest import DEFAULT_MODEL, ROOT, RunningServer, free_port, start_server
+from tests.conftest import DEFAULT_MODEL, RunningServer, free_port, package_environ, start_server
 
 FILE_KEY, LINE_KEY, ADMIN_KEY = "key-of-the-file", "key-of-the-line", "key-of-the-operator"
 ASK = {"text": "The capital of France is", "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
@@ -188,7 +188,7 @@ def test_the_log_is_objects_without_polls_and_without_secrets(secured: Secured) 
 
 def run_command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sglang.cli", "run", "--raw", "--temperature", "0", "--max-tokens", "4", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")} | environ
+    environment = package_environ(**environ)
     return subprocess.run([*command, "The capital of France is"], capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -285,7 +285,7 @@ def test_clients_of_a_socket(behind_socket: tuple[RunningServer, str]) -> None:
 def test_a_second_server_and_one_after_a_crash(behind_socket: tuple[RunningServer, str], tmp_path: Path) -> None:
     server, path = behind_socket
     command = [sys.executable, "-m", "sglang.launch_server", "--uds", path, "--port", str(free_port())]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environment = package_environ()
     second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert second.returncode == 1 and "another server listens on --uds" in second.stderr and "Traceback" not in second.stderr
     with over(path) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import DEFAULT_MODEL, ROOT, free_port, start_server
+from tests.conftest import DEFAULT_MODEL, free_port, package_environ, start_server
 
 
 def launch(*flags: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environment = package_environ()
     command = [sys.executable, "-m", "sglang.launch_server", *flags]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 

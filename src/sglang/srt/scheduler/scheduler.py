@@ -162,13 +162,17 @@ class Scheduler:
             self._end_all(abort_reason(OverloadError("the server is shutting down")))
             self._restoring.drain()
         finally:
-            self._restoring.close()
-            self._searches.close()
-            self._compiler.close()
-            if self._masks is not None:
-                self._masks.close()
-            self._proposers.close()
-            self._worker.close()
+            self.close()
+
+    def close(self) -> None:
+        """Ends the worker, and the scheduler's threads and child processes."""
+        self._restoring.close()
+        self._searches.close()
+        self._compiler.close()
+        if self._masks is not None:
+            self._masks.close()
+        self._proposers.close()
+        self._worker.close()
 
     def step(self) -> bool:
         """One step. False when there was nothing to compute."""

@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,35 +18,46 @@ from typing import Any
 LOWEST_PRIORITY = 19
 
 
+Reply = queue.SimpleQueue[Any]
+Calls = queue.SimpleQueue["tuple[Callable[[], Any], Reply] | None"]
+
+
 class Aside:
-    """Owner of the threads. They end with the process. With none, calls are made where they are asked for."""
+    """Owner of the threads, which end with it. With none, calls are made where they are asked for."""
 
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+        self._calls: Calls = queue.SimpleQueue()
         for i in range(num_threads):
-            threading.Thread(target=self._work, name=f"grammar-aside-{i}", daemon=True).start()
+            threading.Thread(target=_work, args=(self._calls,), name=f"grammar-aside-{i}", daemon=True).start()
+        weakref.finalize(self, _end, self._calls, num_threads)
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Waits for `function`; returns what it returns, raises what it raises."""
         if not self._num_threads:
             return function(*args, **options)
-        reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        reply: Reply = queue.SimpleQueue()
         self._calls.put((partial(function, *args, **options), reply))
         value, error = reply.get()
         if error is not None:
             raise error
         return value
 
-    def _work(self) -> None:
-        _step_back()
-        while True:
-            call, reply = self._calls.get()
-            try:
-                reply.put((call(), None))
-            except BaseException as error:  # noqa: BLE001  raised to the waiting caller
-                reply.put((None, error))
-            del call, reply
+
+def _work(calls: Calls) -> None:
+    _step_back()
+    while (asked := calls.get()) is not None:
+        call, reply = asked
+        try:
+            reply.put((call(), None))
+        except BaseException as error:  # noqa: BLE001  raised to the waiting caller
+            reply.put((None, error))
+        del asked, call, reply
+
+
+def _end(calls: Calls, num_threads: int) -> None:
+    for _ in range(num_threads):
+        calls.put(None)
 
 
 def _step_back() -> None:
