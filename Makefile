@@ -73,15 +73,12 @@ docs: .venv-test/installed-docs
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
-.venv/kernels: $(KERNELS)
+# The kernels are compiled while the rest is installed, for the instruction set of this machine alone.
+.venv/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv
-	@echo "Installing the CPU kernels ..."
-	@.venv/bin/python scripts/pip_progress.py install --editable ./csrc
-	@touch $@
-
-.venv/installed: .venv/kernels pyproject.toml
-	@echo "Installing the CPU runtime (no torch) ..."
-	@.venv/bin/python scripts/pip_progress.py install --editable ".[srt]"
+	@echo "Installing the CPU runtime (no torch) and the CPU kernels ..."
+	@.venv/bin/python scripts/pip_progress.py install --no-warn-conflicts --editable ".[runtime]" \
+	  $(if $(filter $(KERNELS),$?),--and install --no-deps --editable ./csrc --config-settings=cmake.define.KERNELS_SETS=native)
 	@touch $@
 
 .venv/vision: .venv/installed

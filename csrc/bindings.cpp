@@ -1,6 +1,7 @@
 // The Python module: its classes, copies, loading and measuring. The ops are in ops_model.cpp and ops_logits.cpp.
 #include "call.h"
 #include "ops.h"
+#include "processor.h"
 
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -115,6 +116,7 @@ NB_MODULE(_cpu, m) {
   nb::set_leak_warnings(false);        // a daemon thread that is in a call when the interpreter ends keeps what it uses
   m.attr("KV_RUN") = kRun;
   m.def("usable_isas", &usable_kernels);
+  m.def("processor_isas", &processor_sets);
   nb::class_<Weight> weight(m, "Weight");
   weight
       .def("__init__", [](Weight* self, Runtime& rt, int kind, int n, int k, int gated) { new (self) Weight(rt.arena(), kind, n, k, gated); },

@@ -1,64 +1,33 @@
 #include "objects.h"
+#include "processor.h"
+#include "sets.h"              // SETS(X): X(name) of each set that was compiled; CMakeLists.txt writes it
 
+#include <algorithm>
 #include <unistd.h>
 
-namespace {
+#define DECLARE(set) namespace isa_##set { extern const Kernels kernels; }
+SETS(DECLARE)
 
-struct Choice {
-  const Kernels* kernels;
-  bool usable;
-};
-
-}  // namespace
-
-#if defined(KERNELS_X86)
-namespace isa_avx512_vnni { extern const Kernels kernels; }
-namespace isa_avx2 { extern const Kernels kernels; }
-#endif
-#if defined(KERNELS_NEON)
-namespace isa_neon_dotprod { extern const Kernels kernels; }
-#if defined(__linux__)
-#include <sys/auxv.h>
-#endif
-#endif
-namespace isa_portable { extern const Kernels kernels; }
-
-// Best first. The only place that asks what the processor can do.
-static std::vector<Choice> choices() {
-  std::vector<Choice> all;
-#if defined(KERNELS_X86)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  all.push_back({&isa_avx512_vnni::kernels, avx512});
-  all.push_back({&isa_avx2::kernels, avx2});   // every processor with AVX2 has F16C
-#endif
-#if defined(KERNELS_NEON)
-#if defined(__linux__)
-  all.push_back({&isa_neon_dotprod::kernels, (getauxval(AT_HWCAP) & (1ul << 20)) != 0});   // HWCAP_ASIMDDP
-#else
-  all.push_back({&isa_neon_dotprod::kernels, true});       // every Apple processor
-#endif
-#endif
-  all.push_back({&isa_portable::kernels, true});
-  return all;
+static const Kernels* compiled(const std::string& name) {
+#define POINTER(set) &isa_##set::kernels,
+  for (const Kernels* kernels : {SETS(POINTER)})
+    if (name == kernels->name) return kernels;
+  return nullptr;
 }
 
 std::vector<std::string> usable_kernels() {
-  std::vector<std::string> names;
-  for (const auto& c : choices())
-    if (c.usable) names.push_back(c.kernels->name);
+  std::vector<std::string> names = processor_sets();
+  names.erase(std::remove_if(names.begin(), names.end(), [](const std::string& name) { return !compiled(name); }), names.end());
   return names;
 }
 
 const Kernels& find_kernels(const std::string& name) {
-  for (const auto& c : choices()) {
-    if (name.empty() ? !c.usable : name != c.kernels->name) continue;
-    if (!c.usable) throw nb::value_error(("this processor cannot run the " + name + " kernels").c_str());
-    return *c.kernels;
-  }
-  throw nb::value_error(("no kernels are called " + name).c_str());
+  const auto usable = usable_kernels();
+  if (usable.empty()) throw nb::value_error("these kernels were compiled for another processor");
+  if (name.empty()) return *compiled(usable.front());
+  if (!compiled(name)) throw nb::value_error(("no kernels are called " + name).c_str());
+  if (std::find(usable.begin(), usable.end(), name) == usable.end()) throw nb::value_error(("this processor cannot run the " + name + " kernels").c_str());
+  return *compiled(name);
 }
 
 // Far beyond any model, and small enough that no index of the kernels, an int, overflows.

@@ -50,7 +50,7 @@ static const Matrix<const float> bias_of(Call& c, Obj o, const Bank& b) {
   c.check(m.rows >= b.num_experts, "bias", "must have a row for each expert");
   return m;
 }
-static int gate_of(const Call& c, const std::string& name) {
+static int expert_gate_of(const Call& c, const std::string& name) {
   if (name == "silu") return kSilu;
   if (name == "gelu_tanh") return kGeluTanh;
   if (name == "gelu") return kGelu;
@@ -71,7 +71,7 @@ static void gated_experts(Runtime& rt, Obj bank, Obj x, Obj out, Obj routes, Obj
   c.check(&o != &in, "out", "must not be what is read");
   c.check(o.view.width == b.out_features / 2, "out", "must be half as wide as an expert's out_features");
   const auto m = bias_of(c, bias, b);
-  a.bank = b.view, a.out = o.view, a.bias = m.p, a.ld_bias = m.ld, a.gate = gate_of(c, gate), a.rows = c.rows(rows);
+  a.bank = b.view, a.out = o.view, a.bias = m.p, a.ld_bias = m.ld, a.gate = expert_gate_of(c, gate), a.rows = c.rows(rows);
   // Rows of pairs, in the one form that the bank reads.
   const bool ints = b.view.w.kind <= kInt8;
   const size_t pairs = size_t(a.max_rows) * size_t(a.routes.k), tiles = (pairs + kTileRows - 1) / kTileRows;

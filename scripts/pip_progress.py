@@ -1,5 +1,5 @@
-"""pip_progress.py ARGUMENTS: pip of this Python, with what it does in one line that changes on a terminal, and a line for each step
-elsewhere. If it fails, all that it said."""
+"""pip_progress.py ARGUMENTS [--and ARGUMENTS]: pip of this Python, with what it does in one line that changes on a terminal, and a line
+for each step elsewhere. If it fails, all that it said. With --and, two of them at the same time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO, Any
+from itertools import groupby
+from typing import Any
 
 STEP = re.compile(
     r"(Collecting|Downloading|Using cached|Preparing|Getting|Installing|Building|Obtaining|Attempting|Created)\b.*"
@@ -35,14 +36,16 @@ class Line:
         self._changes = sys.stderr.isatty()
         self._began = time.monotonic()
         self._last = ""
+        self._listed: set[str] = set()
 
     def show(self, text: str) -> None:
         if self._changes:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             seen = f"  {time.monotonic() - self._began:3.0f} s  {text}"[: width - 1]
             print(f"\r\x1b[K{seen}", end="", file=sys.stderr, flush=True)
-        elif text != self._last and text.startswith(("Downloading", "Compiling", "Installing")):
+        elif text not in self._listed and text.startswith(("Downloading", "Compiling", "Installing")):
             print(f"  {text}", file=sys.stderr, flush=True)
+        self._listed.add(text)
         self._last = text
 
     def tick(self) -> None:
@@ -54,48 +57,63 @@ class Line:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def follow(lines: IO[str], said: list[str], line: Line) -> None:
-    """Shows the steps until pip ends."""
-    waiting: queue.Queue[str | None] = queue.Queue()
+class Pip:
+    """One run of pip. Its output goes line by line into `lines`, and None at its end."""
 
-    def read() -> None:
-        for text in lines:
-            waiting.put(text)
-        waiting.put(None)
+    def __init__(self, arguments: list[str], lines: queue.Queue[tuple[Pip, str | None]]) -> None:
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+        environ = {**os.environ, "PIP_NO_COMPILE": "no"}  # switches it on; Python compiles what is imported, one module in seven
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        self.process = subprocess.Popen(command, env=environ, **pipes)
+        self.said: list[str] = []
+        self.step = ""
+        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
 
-    threading.Thread(target=read, daemon=True).start()
-    while True:
+    def _read(self, lines: queue.Queue[tuple[Pip, str | None]]) -> None:
+        assert self.process.stdout is not None
+        for text in self.process.stdout:
+            lines.put((self, text))
+        lines.put((self, None))
+
+
+def follow(runs: list[Pip], lines: queue.Queue[tuple[Pip, str | None]], line: Line) -> None:
+    """Shows the steps until all have ended."""
+    going = list(runs)
+    while going:
         try:
-            text = waiting.get(timeout=TICK)
+            pip, text = lines.get(timeout=TICK)
         except queue.Empty:
             line.tick()
             continue
         if text is None:
-            return
-        said.append(text)
+            going.remove(pip)
+            if going and going[-1].step:
+                line.show(going[-1].step)
+            continue
+        pip.said.append(text)
         if step := shown(text):
+            pip.step = step
             line.show(step)
 
 
 def main() -> int:
-    """The command. Its exit status is pip's."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *sys.argv[1:]]
-    environ = {**os.environ, "PIP_NO_COMPILE": "no"}  # switches it on; Python compiles what is imported, one module in seven
-    said: list[str] = []
+    """The command. Its exit status is that of the first pip that fails."""
+    commands = [list(words) for is_and, words in groupby(sys.argv[1:], lambda word: word == "--and") if not is_and]
+    lines: queue.Queue[tuple[Pip, str | None]] = queue.Queue()
     line = Line()
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with subprocess.Popen(command, env=environ, **pipes) as process:
-        assert process.stdout is not None
-        try:
-            follow(process.stdout, said, line)
-        except KeyboardInterrupt:
-            process.wait()
-            line.clear()
-            return 130
+    runs = [Pip(command, lines) for command in commands]
+    try:
+        follow(runs, lines, line)
+        failed = [pip for pip in runs if pip.process.wait()]
+    except KeyboardInterrupt:
+        for pip in runs:
+            pip.process.wait()
+        line.clear()
+        return 130
     line.clear()
-    if process.returncode:
-        print("".join(said), end="", file=sys.stderr)
-    return process.returncode
+    for pip in failed:
+        print("".join(pip.said), end="", file=sys.stderr)
+    return failed[0].process.returncode if failed else 0
 
 
 if __name__ == "__main__":

@@ -42,3 +42,12 @@ def test_failures_show_all_output_and_pips_status() -> None:
     assert done.returncode == 1 and "No matching distribution" in done.stderr and not done.stdout
     fine = subprocess.run([sys.executable, str(SCRIPT), "--version"], capture_output=True, text=True)
     assert fine.returncode == 0 and not fine.stderr
+
+
+def test_two_at_the_same_time_end_together_and_the_failing_one_is_heard() -> None:
+    missing = ["install", "--no-index", "no-such-package-as-this"]
+    for first, second in ((missing, ["--version"]), (["--version"], missing)):
+        done = subprocess.run([sys.executable, str(SCRIPT), *first, "--and", *second], capture_output=True, text=True)
+        assert done.returncode == 1 and "No matching distribution" in done.stderr and "pip 2" not in done.stderr
+    fine = subprocess.run([sys.executable, str(SCRIPT), "--version", "--and", "--version"], capture_output=True, text=True)
+    assert fine.returncode == 0 and not fine.stderr

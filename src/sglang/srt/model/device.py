@@ -34,7 +34,7 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
     if device.kernels == "reference":
         return _reference(device)
     try:
-        from sglang.srt.model.kernels.cpu import CpuOps, default_threads
+        from sglang.srt.model.kernels.cpu import CpuOps, default_threads, missing_isa
     except ImportError as error:
         if device.kernels == "cpu":
             raise ConfigError(
@@ -46,6 +46,11 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
             *(error, install_compiler(), install_kernels()),
         )
         return _reference(device)
+    if missing := missing_isa():
+        logger.warning(
+            "The C++ kernels were compiled for a plainer processor, without %s. For the speed of this one: %s",
+            *(missing, install_kernels()),
+        )
     ahead = default_threads() > 1  # on one core nothing runs beside anything
     return CpuOps(device.threads, ahead=ahead, kv_form=_kv_form(device, "float16"))
 

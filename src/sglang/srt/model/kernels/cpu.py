@@ -44,6 +44,8 @@ from sglang.version import __version__
 
 if sglang_anywhere_kernels.__version__ != __version__:
     raise ImportError(f"sglang-anywhere {__version__} needs kernels of its version, not {sglang_anywhere_kernels.__version__}")
+if not _cpu.usable_isas():
+    raise ImportError(f"they were compiled for another processor: this one has {', '.join(_cpu.processor_isas())}")
 
 Int32 = npt.NDArray[np.int32]
 
@@ -106,6 +108,12 @@ def usable_isas() -> list[str]:
     """The instruction sets there are kernels for and that this processor has, best first."""
     names: list[str] = _cpu.usable_isas()
     return names
+
+
+def missing_isa() -> str | None:
+    """The best instruction set of this processor, where a checkout that came from another machine has no kernels for it."""
+    best: str = _cpu.processor_isas()[0]
+    return None if best in usable_isas() else best
 
 
 def default_threads() -> int:
