@@ -1,10 +1,14 @@
 """The cost of viewers of the machine (the page's live route): streams with and without a viewer.
 
-    .venv-test/bin/python -m benchmarks.viewer [--pairs 20] [--streams 16] [--tokens 128]
+    .venv-test/bin/python -m benchmarks.viewer [--pairs 20] [--streams 16] [--tokens 128] [--nodes 20000 [--arriving]]
 
-One server of the default model. A run is that many streams at once, on an empty prefix cache; runs with and without a viewer alternate,
-each first in half of the pairs. The viewer is a process that reads the live route as the page does. Printed are the medians of the paired
-ratios, by the clock and by the processor time of the server and its scheduler; the answers of all runs must be the same.
+One server of the default model. A run is that many streams at once; runs with and without a viewer alternate, each first in half of the
+pairs. The viewer is a process that reads the live route as the page does. Printed are the medians of the paired ratios, by the clock and
+by the processor time of the server and its scheduler.
+
+Without `--nodes` every run begins with an empty prefix cache, and the answers of all runs must be the same. With it the cache has a tree
+of that many nodes first, which stays, and every run has prompts of its own: what is cached would be drafted again. A run begins once the
+viewer has the whole tree or, with `--arriving`, as soon as it is connected, so that the tree is sent meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -28,39 +33,51 @@ from sglang.common.sse import EventStream
 
 TOPICS = ("tides", "glass", "bees", "volcanoes", "maps", "paper", "clocks", "salt", "bridges", "wolves", "rice", "ships")
 START_SECONDS = 300.0
+FIRST_ID, AT_ONCE = 1000, 500
+"""of the two tokens that the tree is made of; and how many requests for it are sent together"""
+SLOTS_PER_LEAF, LONGEST_PROMPT = 16, 32
+"""of the KV pool, which is allocated in runs of slots, at most"""
 
 
 # --- the viewer ---------------------------------------------------------------------------------------------------------------
 
 
 def view(url: str) -> None:
-    """Reads what viewers are sent until its standard input ends; says when the first event has come, and at the end how many did."""
+    """Reads what viewers are sent until its standard input ends; says when the first event has come, when the whole tree has, and at
+    the end how many events did and how many nodes it knows."""
     os.set_blocking(sys.stdin.fileno(), False)
-    count = 0
+    count, known, is_whole = 0, set[int](), False
     with httpx.stream("POST", f"{url}/page/live", json={}, timeout=60, trust_env=False) as reply:
         events = EventStream()
         for chunk in reply.iter_raw():
-            for event in events.feed(chunk):
-                json.loads(event)
+            for text in events.feed(chunk):
+                event = json.loads(text)
                 count += 1
+                known.update(node[0] for node in event["nodes"])
+                known.difference_update(event["gone"])
                 if count == 1:
                     print("looking", flush=True)
+                if not event["late"] and not is_whole:
+                    is_whole = True
+                    print("whole", flush=True)
             if sys.stdin.buffer.read() == b"":
                 break
-    print(count, flush=True)
+    print(count, len(known), flush=True)
 
 
 @contextlib.contextmanager
-def viewer(url: str, counts: list[int]) -> Iterator[None]:
-    """Somebody looks."""
+def viewer(url: str, seen: list[tuple[int, int]], arriving: bool) -> Iterator[None]:
+    """Somebody looks, and has the whole tree unless they are `arriving`. `seen`: takes (events, nodes) at the end."""
     command = [sys.executable, "-m", "benchmarks.viewer", "--view", url]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
-    if process.stdout.readline() != "looking\n":
-        raise RuntimeError("the viewer was sent nothing")
+    for expected in ("looking",) if arriving else ("looking", "whole"):
+        if process.stdout.readline() != f"{expected}\n":
+            raise RuntimeError("the viewer was not sent the tree")
     yield
     process.stdin.close()
-    counts.append(int(process.stdout.readline()))
+    last = process.stdout.read().splitlines()[-1].split()
+    seen.append((int(last[0]), int(last[1])))
     process.wait(30)
 
 
@@ -105,31 +122,59 @@ async def answer(client: httpx.AsyncClient, index: int, tokens: int) -> list[int
     return ids
 
 
-async def run(url: str, pid: int, streams: int, tokens: int) -> Run:
+async def flush(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
         while (await client.post("/flush_cache", json={})).status_code != 200:  # something still runs
             await asyncio.sleep(0.1)
+
+
+async def run(url: str, pid: int, first: int, args: argparse.Namespace) -> Run:
+    """The streams number `first` and on."""
+    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
         began, cpu = time.monotonic(), cpu_seconds(pid)
-        answers = await asyncio.gather(*(answer(client, index, tokens) for index in range(streams)))
+        answers = await asyncio.gather(*(answer(client, first + index, args.tokens) for index in range(args.streams)))
         return Run(time.monotonic() - began, cpu_seconds(pid) - cpu, answers)
 
 
+def plant(url: str, num_nodes: int) -> None:
+    """Fills the prefix cache with a binary tree of so many nodes and a few more: the digits of numbers as tokens."""
+    num_leaves = num_nodes // 2 + 1
+    width = (num_leaves - 1).bit_length()
+    prompts = [[FIRST_ID + int(digit) for digit in f"{number:0{width}b}"] for number in range(num_leaves)]
+    with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
+        for at in range(0, num_leaves, AT_ONCE):
+            body = {"input_ids": prompts[at : at + AT_ONCE], "sampling_params": {"max_new_tokens": 0}}
+            client.post("/generate", json=body).raise_for_status()
+
+
 def compare(url: str, pid: int, args: argparse.Namespace) -> None:
-    plain = asyncio.run(run(url, pid, args.streams, args.tokens))  # warms up
-    expected, ratios, counts = plain.answers, [], list[int]()
+    if args.nodes:
+        plant(url, args.nodes)
+    plain = asyncio.run(run(url, pid, 0, args))  # warms up
+    numbers = itertools.count(args.streams, args.streams)
+    ratios, seen = [], list[tuple[int, int]]()
     for pair in range(args.pairs):
         found: dict[bool, Run] = {}
         for watched in (True, False) if pair % 2 else (False, True):
-            with viewer(url, counts) if watched else contextlib.nullcontext():
-                found[watched] = asyncio.run(run(url, pid, args.streams, args.tokens))
-            if found[watched].answers != expected:
+            if not args.nodes:
+                asyncio.run(flush(url))
+            with viewer(url, seen, args.arriving) if watched else contextlib.nullcontext():
+                found[watched] = asyncio.run(run(url, pid, next(numbers) if args.nodes else 0, args))
+            if not args.nodes and found[watched].answers != plain.answers:
                 sys.exit(
                     f"pair {pair + 1}: the answers {'with' if watched else 'without'} a viewer are not those of the first run"
                 )
+        if seen[-1][1] < args.nodes:
+            sys.exit(f"pair {pair + 1}: the tree is lost, {seen[-1][1]} nodes are left: is there too little memory?")
         ratios.append((found[True].seconds / found[False].seconds, found[True].cpu / found[False].cpu))
-        print(f"pair {pair + 1}: {found[False].seconds:.2f} s alone, {found[True].seconds:.2f} s watched", file=sys.stderr)
+        print(
+            f"pair {pair + 1}: {found[False].seconds:.2f} s alone, {found[True].seconds:.2f} s watched; processors "
+            f"{found[False].cpu:.2f} s and {found[True].cpu:.2f} s; {seen[-1][1]} nodes; load {os.getloadavg()[0]:.1f}",
+            file=sys.stderr,
+        )
+    events, nodes = (statistics.median(column) for column in zip(*seen, strict=True))
     print(
-        f"{args.pairs} pairs, {args.streams} streams of {args.tokens} tokens, {statistics.median(counts):.0f} events to the viewer a run"
+        f"{args.pairs} pairs, {args.streams} streams of {args.tokens} tokens, {events:.0f} events and {nodes:.0f} nodes to the viewer a run"
     )
     for name, column in zip(("clock", "processor time"), zip(*ratios, strict=True), strict=True):
         low, middle, high = statistics.quantiles(column, n=4)
@@ -143,6 +188,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--nodes", type=int, default=0, help="nodes of the prefix tree before the first pair")
+    parser.add_argument("--arriving", action="store_true", help="measure while the tree is sent to the viewer")
     parser.add_argument("--view", metavar="URL", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.view:
@@ -160,6 +207,10 @@ def main() -> None:
         "--log-level",
         "warning",
     ]
+    if args.nodes:
+        num_streams = args.streams * (2 * args.pairs + 1)
+        needed = (args.nodes // 2 + 1) * SLOTS_PER_LEAF + num_streams * (args.tokens + LONGEST_PROMPT)
+        command += ["--max-total-tokens", str(needed)]
     server = subprocess.Popen(command)
     url = f"http://127.0.0.1:{port}"
     try:
