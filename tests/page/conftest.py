@@ -161,6 +161,11 @@ class Chat:
             yield
         expect(self.page.locator(".message[aria-busy=true]")).to_have_count(0)
 
+    def delete(self, name: str) -> None:
+        """Deletes a conversation, and says that this is meant."""
+        self.page.get_by_role("button", name=f"Delete {name}").click()
+        self.page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
+
     @property
     def answer(self) -> str:
         return self.page.locator(".message.assistant").last.locator(".markdown").last.inner_text()

@@ -105,7 +105,7 @@ def test_conversations_outlive_a_reload_and_travel(chat: Chat, tmp_path: Path) -
     file = tmp_path / "all.json"
     waiting.value.save_as(file)
     assert len(json.loads(file.read_text())["conversations"]) == 1
-    chat.page.get_by_role("button", name="Delete What is the capital").click()
+    chat.delete("What is the capital")
     expect(chat.page.locator(".kept .entry")).to_have_count(0)
     chat.page.get_by_label("Conversations to import").set_input_files(file)
     expect(chat.page.locator(".kept .entry")).to_have_count(1)
@@ -245,3 +245,34 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Pat
     finally:
         running.process.terminate()
         running.process.wait(30)
+
+
+def test_every_paragraph_has_the_direction_of_its_words(page: Page, server: RunningServer) -> None:
+    chat = Chat(page, server.url)
+    show_answer(page, "שלום, עולם.\n\nHello, world.\n\n* مرحبا\n* Hello")
+    chat.say("مرحبا!")
+    sides = page.evaluate(
+        """() => [...document.querySelectorAll('.markdown p, .markdown li')].map((paragraph) => {
+            const [box, range] = [paragraph.getBoundingClientRect(), document.createRange()];
+            range.selectNodeContents(paragraph);
+            return Math.abs(range.getBoundingClientRect().left - box.left) < 2 ? 'left' : 'right'; })"""
+    )
+    assert sides == ["right", "left", "right", "left"]
+
+
+def test_what_office_programs_put_beside_a_text(page: Page, server: RunningServer) -> None:
+    """A picture of it: what is pasted is the text. And a file of text in another encoding is refused, rather than spoiled."""
+    Chat(page, server.url)
+    was_taken = page.evaluate(
+        """() => { const data = new DataTransfer(); data.setData('text/plain', 'two cells');
+            data.items.add(new File(['x'], 'cells.png', { type: 'image/png' }));
+            const paste = new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true });
+            document.querySelector('.composer textarea').dispatchEvent(paste); return paste.defaultPrevented; }"""
+    )
+    assert not was_taken, "the browser pastes it"
+    expect(page.get_by_role("alert")).to_have_count(0)
+    files = page.get_by_label("Files", exact=True)
+    files.set_input_files({"name": "old.txt", "mimeType": "text/plain", "buffer": "caf\xe9".encode("latin-1")})
+    expect(page.get_by_role("alert")).to_contain_text("old.txt is not text in UTF-8")
+    files.set_input_files({"name": "new.txt", "mimeType": "text/plain", "buffer": "caf\xe9 \ufffd".encode()})
+    expect(page.locator(".attached li")).to_have_count(1)

@@ -26,7 +26,10 @@ KEPT: dict[str, str] = {
     "values of wrong types": '{"sampling": {"temperature": "hot", "top_p": 9e99, "seed": [1], "toString": 1, "x": 1}, "stop": null}',
     "deep": "[" * 50_000 + "]" * 50_000,
 }
-NAMES = ("sglang.options", "sglang.tokenView", "sglang.model", "sglang.theme", "sglang.conversation", "sglang.key")
+NAMES = tuple(
+    f"sglang.{name}"
+    for name in ("options", "tokenView", "model", "theme", "conversation", "key", "left", "draft", "constraint")
+)
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -48,6 +51,9 @@ def test_what_others_keep_by_our_names(page: Page, server: RunningServer, name: 
     page.get_by_role("button", name="The request as code").click()
     expect(page.locator(".request-code")).to_be_visible()
     page.keyboard.press("Escape")
+    page.get_by_role("link", name="Constraints").click()
+    expect(page.get_by_text("The server can follow it.")).to_be_visible()
+    page.get_by_role("link", name="Chat").click()
     still_there(page)
     assert page.locator(".error").count() == 0
 
@@ -88,7 +94,7 @@ def test_conversations_that_others_have_kept(page: Page, server: RunningServer) 
         page.reload()
         expect(entries).to_have_count(len(RECORDS))
         expect(page.locator(".empty h2")).not_to_have_text("…")
-    page.get_by_role("button", name="Delete loop").click()
+    chat.delete("loop")
     expect(entries).to_have_count(len(RECORDS) - 1)
     still_there(page)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,20 @@ def test_a_forked_program_live(page: Page, server: RunningServer) -> None:
     assert page.locator(".span-model").count() >= 1, "what the model said before is told apart"
     assert serious(page) == []
     page.screenshot(path=SHOTS / "programs.png")
+    said = page.evaluate(
+        """async () => { const { runs } = await import('/page/js/machine/live.js');
+            return [...[...runs.values()][1].calls.values()].find((call) => call.name === 'tip' && call.branch === '0.2').text; }"""
+    )
+    page.get_by_role("button", name=re.compile("^branch 0.2: tip")).click()
+    page.get_by_role("button", name="The request as code").click()
+    for form in ("curl", "openai", "sglang"):
+        page.get_by_role("tab", name=form).click()
+        code = page.locator(".request-code pre").inner_text()
+        command = ["bash", "-c", code] if form == "curl" else [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (form, done.stderr, code)
+        answer = json.loads(done.stdout)["text"] if form == "curl" else done.stdout
+        assert answer.strip() == said.partition("<|im_end|>")[0].strip(), (form, code)
 
 
 def test_a_choice_is_one_call_with_its_scores(page: Page, server: RunningServer) -> None:

@@ -88,6 +88,33 @@ def test_a_stream_that_ends_early(page: Page, server: RunningServer) -> None:
     assert chat.answer.startswith("The begin") and len(chat.answer) > len("The begin")
 
 
+STRANGE = {
+    "data: {broken\n\n": "cannot be read",
+    "data: null\n\n": "cannot be read",
+    'data: {"error": "it died"}\n\n': "it died",
+    'data: {"error": {}}\n\n': "The server failed",
+    'data: {"choices": [{"index": 0}]}\n\n': "ended before it was complete",
+}
+
+
+def test_what_answers_is_no_server_of_ours(page: Page, server: RunningServer) -> None:
+    """What went wrong is said, not how the page came to notice it."""
+
+    def fulfil(path: str, body: str, kind: str) -> None:
+        page.route(path, lambda route: route.fulfill(body=body, content_type=kind))
+
+    chat = Chat(page, server.url)
+    for body, words in STRANGE.items():
+        fulfil("**/v1/chat/completions", body, "text/event-stream")
+        chat.say("Hello", wait=False)
+        expect(page.locator(".message.assistant").last.get_by_role("alert")).to_contain_text(words)
+        expect(page.locator(".message[aria-busy=true]")).to_have_count(0)
+    for body in ("[]", "{}", '{"data": [null]}', "<html>"):
+        fulfil("**/v1/models", body, "application/json")
+        page.reload()
+        expect(page.locator(".banner")).to_contain_text("cannot be read")
+
+
 def test_a_reload_in_the_middle(page: Page, server: RunningServer) -> None:
     begin_long_answer(page, server.url)
     page.reload()
@@ -139,8 +166,134 @@ def test_two_tabs(context: BrowserContext, server: RunningServer) -> None:
         for text in ("of the first tab", "of the second tab", "again of the first tab"):
             expect(tree).to_contain_text(text)
         chat.page.get_by_role("button", name="Close").click()
-    one.page.get_by_role("button", name="Delete First").click()
-    expect(two.page.locator(".kept .entry")).to_have_count(0)
+    one.delete("First")
+    for page in (one.page, two.page):
+        expect(page.locator(".kept .entry")).to_have_count(0)
+        expect(page.locator(".message")).to_have_count(0)
+
+
+def test_another_conversation_in_the_middle_of_an_answer(page: Page, server: RunningServer) -> None:
+    """It goes on meanwhile, and is seen to go on afterwards."""
+    chat = Chat(page, server.url)
+    show_answer(page, "Yes.")
+    chat.say("The other one")
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("button", name="New conversation").click()
+    begin_long_answer(page, server.url)
+    entries = page.locator(".kept .entry")
+    entries.filter(has_text="The other one").click()
+    expect(page.locator(".said")).to_have_text("The other one")
+    entries.filter(has_text="Count").click()
+    expect(page.locator(".said")).to_have_text(COUNT)
+    said = chat.answer
+    wait_for(lambda: len(chat.answer) > len(said))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".message.assistant .stats")).to_contain_text("stopped")
+    said = chat.answer
+    page.reload()
+    expect(page.locator(".said")).to_have_text(COUNT)
+    assert chat.answer == said
+
+
+KEPT = """async () => { const { exportAll, keep } = await import('/page/js/chat/conversations.js');
+    await keep(); return JSON.stringify(await exportAll()); }"""
+
+
+def num_running(url: str) -> int:
+    return int(httpx.get(f"{url}/get_load", trust_env=False).json()[0]["num_reqs"])
+
+
+def test_what_is_deleted_in_the_middle_of_its_answer(page: Page, server: RunningServer) -> None:
+    """Nothing more is generated for it, and it does not come back."""
+    chat = begin_long_answer(page, server.url)
+    page.locator(".message.user").get_by_role("button", name="Delete this message").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".message")).to_have_count(0)
+    wait_for(lambda: num_running(server.url) == 0)
+    assert "Count" not in page.evaluate(KEPT)
+    chat.say(COUNT, wait=False)
+    wait_for(lambda: len(chat.answer) > 20)
+    chat.delete("Count")
+    wait_for(lambda: num_running(server.url) == 0)
+    assert page.evaluate(KEPT) == "[]"
+    page.reload()
+    expect(page.locator(".empty h2")).not_to_have_text("…")
+    expect(page.locator(".kept .entry")).to_have_count(0)
+
+
+def test_what_one_tab_deletes_no_other_brings_back(context: BrowserContext, server: RunningServer, tmp_path: Path) -> None:
+    one, two = (Chat(context.new_page(), server.url) for _ in range(2))
+    for chat in (one, two):
+        show_answer(chat.page, "Yes.")
+    one.say("First")
+    one.say("Second")
+    with one.page.expect_download() as waiting:
+        one.page.get_by_role("button", name="Export this conversation").click()
+    waiting.value.save_as(tmp_path / "one.json")
+    two.page.locator(".kept .entry").first.click()
+    expect(two.page.locator(".said")).to_have_text(["First", "Second"])
+    one.page.locator(".message.user").last.get_by_role("button", name="Delete this message").click()
+    one.page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(one.page.locator(".said")).to_have_text(["First", "Second"])
+    one.page.locator(".message.user").last.get_by_role("button", name="Delete this message").click()
+    one.page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
+    expect(two.page.locator(".said")).to_have_text(["First"])
+    two.say("Third")
+    expect(one.page.locator(".message")).to_have_count(2)
+    wait_for(lambda: "Third" in one.page.evaluate(KEPT))
+    assert "Second" not in one.page.evaluate(KEPT)
+    # a file brings it back, and takes nothing away that has come since
+    one.page.get_by_label("Conversations to import").set_input_files(tmp_path / "one.json")
+    expect(one.page.locator(".said")).to_have_text(["First", "Second"])
+    wait_for(lambda: "Third" in one.page.evaluate(KEPT))
+    # the tab that was left with something to write finds it deleted
+    one.page.evaluate("() => { IDBObjectStore.prototype.put = () => { throw new Error('too late'); }; }")
+    one.page.evaluate(
+        "async () => { const { current, touch } = await import('/page/js/chat/conversations.js'); touch(current.value); }"
+    )
+    one.page.goto("about:blank")
+    two.delete("First")
+    one.page.go_back()
+    expect(one.page.locator(".empty h2")).not_to_have_text("…")
+    expect(one.page.locator(".kept .entry")).to_have_count(0)
+    wait_for(lambda: one.page.evaluate("() => sessionStorage.getItem('sglang.left')") is None)
+    assert one.page.evaluate(KEPT) == "[]"
+
+
+def test_what_is_being_written_stays(page: Page, server: RunningServer, troubles: Troubles) -> None:
+    """While other views are looked at, and over a reload."""
+    troubles.expected = ("400 (Bad Request)",)
+    Chat(page, server.url)
+    message = page.get_by_role("textbox", name="Message", exact=True)
+    message.fill("half a")
+    page.get_by_role("link", name="Constraints").click()
+    page.get_by_role("textbox", name="JSON schema").fill('{"type": "inte"}')
+    page.get_by_role("link", name="Chat").click()
+    expect(message).to_have_value("half a")
+    page.reload()
+    expect(message).to_have_value("half a")
+    show_answer(page, "Yes.")
+    message.press("Enter")
+    message.press("Enter")
+    expect(page.locator(".said")).to_have_text(["half a"])
+    expect(message).to_have_value("")
+    page.get_by_role("link", name="Constraints").click()
+    expect(page.get_by_role("textbox", name="JSON schema")).to_have_value('{"type": "inte"}')
+
+
+def test_the_user_clears_what_the_browser_keeps(page: Page, server: RunningServer) -> None:
+    """What is on view is kept again with the next message."""
+    chat = Chat(page, server.url)
+    show_answer(page, "Yes.")
+    chat.say("First")
+    page.evaluate(KEPT)
+    session = page.context.new_cdp_session(page)
+    session.send("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": "indexeddb"})
+    chat.say("Second")
+    page.evaluate(KEPT)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.reload()
+    expect(page.locator(".said")).to_have_text(["First", "Second"])
 
 
 def test_a_browser_without_room(page: Page, server: RunningServer, tmp_path: Path) -> None:

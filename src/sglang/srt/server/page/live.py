@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -36,6 +37,8 @@ MAX_CALLS, MAX_SAMPLES = 2000, 32
 """requests of programs that are followed at once, and of one call"""
 NUM_PROMPT_IDS = 600
 """of a prompt's end, and of an answer's beginning"""
+MAX_PARAMS = 2 << 10
+"""bytes of the sampling parameters of one request"""
 
 
 class Viewer:
@@ -187,6 +190,7 @@ class LiveHub:
                 "prompt": self._text(prompt[-NUM_PROMPT_IDS:]),
                 "constraint": request.sampling.grammar is not None,
                 "max_new_tokens": request.sampling.max_new_tokens,
+                "params": _params(request),
             }
             if start:
                 call["choice"] = self._text(request.input_ids[start : start + NUM_PROMPT_IDS])
@@ -240,6 +244,15 @@ class ViewerStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._hub.leave(self._viewer)
+
+
+def _params(request: TokenizedReq) -> dict[str, Any] | None:
+    """The sampling parameters with which the prompt's text alone is the same request; None if viewers are not told all of it."""
+    is_told = len(request.input_ids) <= NUM_PROMPT_IDS and not request.media and not request.adapter and not request.healed
+    if not is_told or len(msgspec.json.encode(request.sampling)) > MAX_PARAMS:
+        return None
+    params: dict[str, Any] = msgspec.to_builtins(request.sampling)
+    return {"max_new_tokens": request.sampling.max_new_tokens, **params}
 
 
 def _choice_start(request: TokenizedReq) -> int:

@@ -49,10 +49,13 @@ export async function send(path, body, signal) {
   return response;
 }
 
+const messageOf = (error) => (typeof error?.message === "string" ? error.message : typeof error === "string" ? error : null);
+const unreadable = () => new ApiError("What answers at this address cannot be read: it may be another program.", 0);
+
 async function errorOf(response) {
   let message = `The server says ${response.status}.`;
   try {
-    message = String((await response.json()).error.message);
+    message = messageOf((await response.json()).error) ?? message;
   } catch {
     // an answer of a proxy
   }
@@ -63,7 +66,20 @@ async function errorOf(response) {
 export const getJson = async (path, signal) => (await send(path, undefined, signal)).json();
 export const postJson = async (path, body, signal) => (await send(path, body, signal)).json();
 
-/** The data of server-sent events, parsed, up to [DONE]. A consumer that stops early ends the request. */
+/** An event of a stream. Throws an ApiError for one that says what went wrong, and for what is no event of ours. */
+function eventOf(text) {
+  let event = null;
+  try {
+    event = JSON.parse(text);
+  } catch {
+    // it has come through something else
+  }
+  if (typeof event !== "object" || event === null) throw unreadable();
+  if (event.error) throw new ApiError(messageOf(event.error) ?? "The server failed.", 0);
+  return event;
+}
+
+/** The data of server-sent events, parsed, up to [DONE]. A consumer that stops early ends the request. Throws an ApiError. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -78,7 +94,7 @@ export async function* events(response) {
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
-      for (const line of lines) if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
+      for (const line of lines) if (line.startsWith("data: ") && line !== "data: [DONE]") yield eventOf(line.slice(6));
     }
   } finally {
     if (!isOver) reader.cancel().catch(() => {});
@@ -94,9 +110,15 @@ export function loadServer() {
   return mine;
 }
 
+const asUnreadable = (error) => {
+  throw error instanceof SyntaxError ? unreadable() : error;
+};
+
 async function ask() {
   try {
-    const models = (await getJson("/v1/models")).data.map((card) => ({ ...card, name: nameOf(card) }));
+    const found = (await getJson("/v1/models").catch(asUnreadable))?.data;
+    if (!Array.isArray(found) || !found.every((card) => typeof card?.id === "string")) throw unreadable();
+    const models = found.map((card) => ({ ...card, name: nameOf(card) }));
     const known = { models, isGateway: models.some((card) => "loaded" in card) };
     const card = cardOf(known);
     const info = card?.loaded === false || (known.isGateway && !isPath(rootOf(card))) ? null : await getJson(pathTo(known, card, "/get_model_info"));

@@ -5,7 +5,7 @@ import { Chat } from "./chat/chat.js";
 import { Constraints } from "./constraints/constraints.js";
 import { Programs } from "./programs/programs.js";
 import { Machine } from "./machine/machine.js";
-import { begin, keepAtOnce } from "./chat/conversations.js";
+import { begin, comeBack, keepAtOnce } from "./chat/conversations.js";
 
 const VIEWS = [
   ["chat", "Chat", Chat],
@@ -75,7 +75,10 @@ function App() {
     addEventListener("hashchange", onHash);
     return () => removeEventListener("hashchange", onHash);
   }, []);
-  const [name, , View] = view;
+  const [name, title, View] = view;
+  useEffect(() => {
+    document.title = name === "chat" ? "sglang" : `${title} – sglang`;
+  }, [name]);
   const links = useRef(null);
   useEffect(() => links.current.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" }), [name]);
   return html`
@@ -99,6 +102,7 @@ function App() {
 }
 
 addEventListener("pagehide", keepAtOnce);
+addEventListener("pageshow", (event) => event.persisted && comeBack());
 begin();
 loadServer();
 const root = document.getElementById("app");

@@ -75,23 +75,24 @@ export class Keeper {
 export const inBrowser = new Keeper("localStorage");
 export const inTab = new Keeper("sessionStorage");
 
-/** A value that stays in this browser. Other programs at this address may have kept something else by its name: `sound` makes of it what
+/** A value that stays in this browser, or in this tab. Other programs at this address may have kept something else by its name: `sound` makes of it what
  * this page could have kept. */
 export class KeptStore extends Store {
-  constructor(name, sound) {
+  constructor(name, sound, keeper = inBrowser) {
     let kept = null;
     try {
-      kept = parseJson(inBrowser.get(name) ?? "null");
+      kept = parseJson(keeper.get(name) ?? "null");
     } catch {
       // what is not JSON was not written by us
     }
     super(sound(kept));
     this.name = name;
+    this.keeper = keeper;
   }
 
   set(value) {
     super.set(value);
-    inBrowser.put(this.name, JSON.stringify(value));
+    this.keeper.put(this.name, JSON.stringify(value));
   }
 }
 
@@ -193,6 +194,17 @@ export function Dialog({ title, onClose, children, wide }) {
       ${children}
     </div>
   </dialog>`;
+}
+
+/** Asks before something is lost. `name`: what the button that does it is called. */
+export function Question({ title, children, name, onYes, onClose }) {
+  return html`<${Dialog} title=${title} onClose=${onClose}>
+    ${children}
+    <footer><button type="button" onClick=${onClose}>Cancel</button><button type="button" class="primary" onClick=${() => {
+      onClose();
+      onYes();
+    }}>${name}</button></footer>
+  <//>`;
 }
 
 export const short = (number) =>

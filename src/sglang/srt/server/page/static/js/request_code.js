@@ -1,6 +1,6 @@
 // A request as code: curl, the openai client for Python, and our language.
 import { html, useState, CopyButton, Dialog } from "./lib.js";
-import { BASE, getKey, partsOf, pathOf } from "./api.js";
+import { BASE, getKey, modelOf, partsOf, pathOf, server } from "./api.js";
 
 const SERVER = BASE.href.replace(/\/$/, "");
 
@@ -39,8 +39,31 @@ export function asOpenai(body) {
   const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !OPENAI.has(name)));
   if (Object.keys(extra).length) own.push(["extra_body", extra]);
   const args = own.map(([name, value]) => `    ${name}=${python(value, 1)},\n`).join("");
-  const key = getKey() ? 'os.environ["SGLANG_API_KEY"]' : '"none"';
-  return `${getKey() ? "import os\n\n" : ""}import openai\n\nclient = openai.OpenAI(base_url=${pythonText(`${SERVER}/v1`)}, api_key=${key})\nreply = client.chat.completions.create(\n${args})\nprint(reply.choices[0].message.content)\n`;
+  return `${openaiHead()}reply = client.chat.completions.create(\n${args})\nprint(reply.choices[0].message.content)\n`;
+}
+
+const COMPLETIONS = new Set(["max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "n", "logit_bias"]);
+
+const openaiHead = () => `${getKey() ? "import os\n\n" : ""}import openai\n\nclient = openai.OpenAI(base_url=${pythonText(`${SERVER}/v1`)}, api_key=${getKey() ? 'os.environ["SGLANG_API_KEY"]' : '"none"'})\n`;
+
+/** The options of a request to /generate, by OpenAI's names: [[name, value]]. */
+const namedOf = ({ sampling_params: params }) => Object.entries(params).map(([name, value]) => [name === "max_new_tokens" ? "max_tokens" : name, value]);
+
+/** The same as a completion. */
+function generateAsOpenai(body) {
+  const named = namedOf(body);
+  const own = [["model", modelOf(server.value) ?? "default"], ["prompt", body.text], ...named.filter(([name]) => COMPLETIONS.has(name))];
+  const extra = Object.fromEntries(named.filter(([name]) => !COMPLETIONS.has(name)));
+  if (Object.keys(extra).length) own.push(["extra_body", extra]);
+  return `${openaiHead()}reply = client.completions.create(\n${own.map(([name, value]) => `    ${name}=${python(value, 1)},\n`).join("")})\nprint(reply.choices[0].text)\n`;
+}
+
+function generateAsLanguage(body) {
+  const named = namedOf(body);
+  const left = named.filter(([name]) => !(name in GEN)).map(([name]) => name);
+  const note = left.length ? `# ${left.join(", ")}: only in the other two forms\n` : "";
+  const args = named.filter(([name]) => name in GEN).map(([name, value]) => `, ${GEN[name]}=${python(value, 1)}`).join("");
+  return `${languageHead(note)}\n\n@sgl.function\ndef request(s):\n    s += ${pythonText(body.text)}\n    s += sgl.gen("answer"${args})\n\n\nprint(request.run()["answer"])\n`;
 }
 
 const GEN = { temperature: "temperature", top_p: "top_p", top_k: "top_k", min_p: "min_p", max_tokens: "max_tokens", frequency_penalty: "frequency_penalty", presence_penalty: "presence_penalty", repetition_penalty: "repetition_penalty", stop: "stop", regex: "regex", ebnf: "ebnf", json_schema: "json_schema" };
@@ -74,8 +97,8 @@ export function asLanguage(body) {
 
 const FORMS = [
   ["curl", asCurl],
-  ["openai", (path, body) => asOpenai(body)],
-  ["sglang", (path, body) => asLanguage(body)],
+  ["openai", (path, body) => (body.messages ? asOpenai(body) : generateAsOpenai(body))],
+  ["sglang", (path, body) => (body.messages ? asLanguage(body) : generateAsLanguage(body))],
 ];
 
 export function RequestCode({ path, body }) {

@@ -1,5 +1,5 @@
 // The chat: conversations at the side, messages, and the composer.
-import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, plural, readFile, Icon, IconButton } from "../lib.js";
+import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, plural, readFile, Icon, IconButton, Question } from "../lib.js";
 import { modelOf, server } from "../api.js";
 import * as conversations from "./conversations.js";
 import { BranchTree } from "./branches.js";
@@ -20,6 +20,7 @@ function Kept({ onChoose }) {
   const { id } = useStore(conversations.current);
   const [sought, setSought] = useState("");
   const [notice, setNotice] = useState(null);
+  const [unwanted, setUnwanted] = useState(null);
   const picker = useRef(null);
   const importFile = async (event) => {
     const [file] = event.target.files;
@@ -38,8 +39,7 @@ function Kept({ onChoose }) {
   const words = sought.toLowerCase().trim();
   const found = list.filter((entry) => entry.title.toLowerCase().includes(words));
   const start = () => {
-    conversations.keep();
-    conversations.current.set(conversations.fresh());
+    conversations.start();
     onChoose();
   };
   return html`<nav class="kept" aria-label="Conversations">
@@ -51,7 +51,7 @@ function Kept({ onChoose }) {
         await conversations.open(entry.id);
         onChoose();
       }}>${entry.title || "Untitled"}</button>
-      <${IconButton} icon="trash" label=${`Delete ${entry.title || "this conversation"}`} onClick=${() => conversations.remove(entry.id)} />
+      <${IconButton} icon="trash" label=${`Delete ${entry.title || "this conversation"}`} onClick=${() => setUnwanted(entry)} />
     </li>`)}</ul>
     <div class="row">
       <input ref=${picker} type="file" accept="application/json,.json" class="hidden" tabindex="-1" aria-label="Conversations to import" onChange=${importFile} />
@@ -59,6 +59,8 @@ function Kept({ onChoose }) {
       <button type="button" class="quiet" onClick=${exportAll} disabled=${!list.length}>Export all</button>
     </div>
     ${notice && html`<p class="hint" role="status">${notice}</p>`}
+    ${unwanted && html`<${Question} title="Delete this conversation?" name="Delete" onYes=${() => conversations.remove(unwanted.id)} onClose=${() => setUnwanted(null)}>
+      <p class="named">${unwanted.title || "Untitled"}</p><p class="hint">It cannot be brought back.</p><//>`}
   </nav>`;
 }
 
@@ -127,7 +129,7 @@ export function Chat({ drawer, setDrawer }) {
     addEventListener("keydown", key);
     return () => removeEventListener("keydown", key);
   }, [busyNode]);
-  const exportOne = () => download(`${conversation.title.replace(/[^\w-]+/g, "-").slice(0, 40) || "conversation"}.json`, JSON.stringify(conversation, null, 1));
+  const exportOne = () => download(`${conversation.title.replace(/[^\p{L}\p{N}_-]+/gu, "-").slice(0, 40) || "conversation"}.json`, JSON.stringify(conversation, null, 1));
   const close = () => setDialog(null);
   const numNodes = Object.keys(conversation.nodes).length;
   return html`<div class="chat">

@@ -1,17 +1,17 @@
 // An answer on its way: the request, its stream, and what is noted of it.
 import { events, loadServer, modelOf, send, server } from "../api.js";
-import { add, keep, pathTo, systemOf, touch } from "./conversations.js";
+import { add, growing, keep, pathTo, systemOf, touch } from "./conversations.js";
 import { announce } from "../lib.js";
 import { options, tokenView, toolsOf } from "./options.js";
 
 export const NUM_ALTERNATIVES = 8;
-/** node id -> AbortController of the answers that grow */
-const running = new Map();
+/** An answer does not wait longer until it is written: a browser may never say. */
+const KEEP_MS = 3000;
 
-export const isRunning = (node) => running.has(node.id);
+export const isRunning = (node) => growing.has(node.id);
 
 export function stop(node) {
-  running.get(node.id)?.abort();
+  growing.get(node.id)?.abort.abort();
 }
 
 /** A file in a message: between fences that are longer than any in it. */
@@ -76,14 +76,13 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
   const view = tokens !== null ? "tokens" : tokenView.value;
   if (view !== "text") node.tokens ??= [];
   const abort = new AbortController();
-  running.set(node.id, abort);
+  growing.set(node.id, { conversation, abort });
   const times = { begun: performance.now(), first: 0, last: 0 };
   touch(conversation, node);
   try {
     body = { ...requestFor(conversation, parent, begun), ...constraint };
     const response = await send("/v1/chat/completions", streamed(body, view), abort.signal);
     for await (const event of events(response)) {
-      if (event.error) throw new Error(event.error.message);
       take(node, event, times);
       touch(conversation, node);
     }
@@ -98,8 +97,9 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
   } finally {
     node.stats = statsOf(node, times);
     touch(conversation, node);
-    await keep(); // it is complete once a reload would not lose its end
-    running.delete(node.id);
+    // it is complete once a reload would not lose its end
+    await Promise.race([keep(), new Promise((resolve) => setTimeout(resolve, KEEP_MS))]);
+    growing.delete(node.id);
     touch(conversation, node);
   }
   return node;
@@ -109,7 +109,7 @@ function take(node, event, times) {
   if (event.usage) node.usage = event.usage;
   const choice = event.choices?.[0];
   if (!choice) return;
-  const { delta } = choice;
+  const delta = choice.delta ?? {};
   const now = performance.now();
   if (delta.content || delta.reasoning_content || delta.tool_calls) {
     times.first ||= now;

@@ -22,6 +22,9 @@ const member = (value) => (typeof value === "object" && value !== null ? value :
 const isImage = (url) => typeof url === "string" && url.startsWith("data:image/");
 const bytes = (value) => (Array.isArray(value) && value.length <= MAX_BYTES && value.every((one) => Number.isInteger(one) && one >= 0 && one < 256) ? { b: value } : {});
 
+/** Names of messages. */
+export const idsFrom = (value) => list(value).filter((id) => typeof id === "string" && ID.test(id)).slice(-MAX_MESSAGES);
+
 /** A conversation, like `fresh`. Throws an Error that says what is wrong. */
 export function conversationFrom(given, fresh) {
   if (typeof given !== "object" || given === null || typeof given.id !== "string" || typeof given.nodes !== "object" || given.nodes === null) {
@@ -40,6 +43,7 @@ export function conversationFrom(given, fresh) {
     system: words(given.system),
     nodes,
     leaf: Object.hasOwn(nodes, given.leaf) ? given.leaf : null,
+    gone: idsFrom(given.gone).filter((id) => !Object.hasOwn(nodes, id)),
   };
 }
 

@@ -1,6 +1,6 @@
 // One message: what it says, and what can be done with it.
-import { html, Component, useState, CopyButton, Icon, IconButton, parseJson, short, seconds } from "../lib.js";
-import { add, childrenOf, current, cut, show } from "./conversations.js";
+import { html, Component, useState, CopyButton, Icon, IconButton, parseJson, plural, Question, short, seconds } from "../lib.js";
+import { add, childrenOf, current, cut, numBelow, show } from "./conversations.js";
 import { answer, isRunning, requestFor, stop } from "./generate.js";
 import { Long, Markdown } from "./markdown.js";
 import { Legend, textBefore, Tokens } from "./tokens.js";
@@ -106,18 +106,20 @@ function Body({ node, busy }) {
   return html`<${Markdown} text=${node.content} busy=${busy} />`;
 }
 
-function Tools({ node, busy, onEdit, onCode }) {
+/** Of a double click the second one does nothing: by then something else may be there. */
+const once = (act) => (event) => event.detail < 2 && act();
+
+function Tools({ node, busy, onEdit, onCode, onDelete }) {
   const conversation = current.value;
-  const copied = () => node.content;
   if (busy) return html`<div class="message-tools"><button type="button" class="stop" onClick=${() => stop(node)}><${Icon} name="stop" /> Stop</button></div>`;
   return html`<div class="message-tools">
     <${Branches} node=${node} />
     <${CopyButton} text=${node.content} label="Copy the message" />
     <${IconButton} icon="edit" label="Edit" onClick=${onEdit} />
-    ${node.role === "assistant" && html`<${IconButton} icon="redo" label="Answer again" onClick=${() => answer(conversation, node.parent)} />`}
-    ${node.role === "assistant" && html`<${IconButton} icon="right" label="Go on with this answer" onClick=${() => answer(conversation, node.parent, { begun: node.content, tokens: node.tokens ? node.tokens.filter((token) => token.t) : null })} />`}
+    ${node.role === "assistant" && html`<${IconButton} icon="redo" label="Answer again" onClick=${once(() => answer(conversation, node.parent))} />`}
+    ${node.role === "assistant" && html`<${IconButton} icon="right" label="Go on with this answer" onClick=${once(() => answer(conversation, node.parent, { begun: node.content, tokens: node.tokens ? node.tokens.filter((token) => token.t) : null }))} />`}
     ${node.role === "assistant" && html`<${IconButton} icon="code" label="The request as code" onClick=${onCode} />`}
-    <${IconButton} icon="trash" label="Delete this message and what follows" onClick=${() => cut(conversation, node.id)} />
+    <${IconButton} icon="trash" label="Delete this message and what follows" onClick=${once(onDelete)} />
   </div>`;
 }
 
@@ -132,8 +134,10 @@ export class Message extends Component {
     return !same || state !== this.state;
   }
 
-  render({ node, busy, tokens }, { editing, code }) {
-    const close = () => this.setState({ editing: false, code: false });
+  render({ node, busy, tokens }, { editing, code, unwanted }) {
+    const close = () => this.setState({ editing: false, code: false, unwanted: false });
+    const conversation = current.value;
+    const remove = () => (numBelow(conversation, node.id) ? this.setState({ unwanted: true }) : cut(conversation, node.id));
     return html`<article class=${`message ${node.role}`} aria-label=${`${WHO[node.role]} said`} aria-busy=${busy}>
       <h3 class="who">${WHO[node.role]}</h3>
       ${node.images?.length > 0 && html`<div class="images">${node.images.map((url, i) => html`<img src=${url} alt=${`image ${i + 1} of the message`} />`)}</div>`}
@@ -145,8 +149,10 @@ export class Message extends Component {
       ${node.calls?.map((call) => html`<${ToolCall} key=${call.id} node=${node} call=${call} />`)}
       ${node.error && html`<p class="error" role="alert"><${Long} text=${node.error} most=${LONGEST_ERROR} /></p>`}
       ${node.role === "assistant" && !busy && html`<${Stats} node=${node} />`}
-      ${!editing && html`<${Tools} node=${node} busy=${busy} onEdit=${() => this.setState({ editing: true })} onCode=${() => this.setState({ code: true })} />`}
+      ${!editing && html`<${Tools} node=${node} busy=${busy} onEdit=${() => this.setState({ editing: true })} onCode=${() => this.setState({ code: true })} onDelete=${remove} />`}
       ${code && html`<${CodeDialog} path="/v1/chat/completions" bodyOf=${() => requestFor(current.value, node.parent)} onClose=${close} />`}
+      ${unwanted && html`<${Question} title="Delete this message?" name="Delete" onYes=${() => cut(conversation, node.id)} onClose=${close}>
+        <p>${plural(numBelow(conversation, node.id), "message")} after it will be deleted as well, in all versions.</p><//>`}
     </article>`;
   }
 }

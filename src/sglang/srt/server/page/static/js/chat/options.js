@@ -28,6 +28,9 @@ export const options = new KeptStore("sglang.options", soundOptions);
 /** How answers are shown: "text", "origins" of tokens, or "tokens" with their probabilities. */
 export const tokenView = new KeptStore("sglang.tokenView", (kept) => (["tokens", "origins"].includes(kept) ? kept : "text"));
 
+/** What is said where the model's own options are not to hold: {temperature: 1, ...} of those that it has. */
+export const plainSampling = () => Object.fromEntries(FIELDS.filter(({ name, plain }) => name in (server.value?.info?.sampling_defaults ?? {}) && typeof plain === "number").map(({ name, plain }) => [name, plain]));
+
 const PENALTIES = ["repetition_penalty", "frequency_penalty", "presence_penalty"];
 
 /** `sampling`: what is set. The model's own penalties don't apply to greedy decoding. */

@@ -1,5 +1,5 @@
 // Constraints: an editor that says what is wrong while it is written, and the answer as it is held to them.
-import { html, useState, useEffect, useRef, parseJson, Icon } from "../lib.js";
+import { html, useState, useEffect, useRef, useStore, parseJson, Icon, KeptStore, Store, inTab } from "../lib.js";
 import { events, modelOf, pathOf, postJson, send, server } from "../api.js";
 import { RequestCode } from "../request_code.js";
 import { JsonError, readBeginning, readJson } from "./json_text.js";
@@ -9,6 +9,17 @@ import { placeOf } from "./places.js";
 
 const KINDS = [["json_schema", "JSON schema"], ["regex", "Regular expression"], ["ebnf", "Grammar"]];
 const CHECK_MS = 350;
+
+/** What is written here stays while other views are looked at, and over a reload; an answer goes on meanwhile. */
+const written = new KeptStore("sglang.constraint", soundly, inTab);
+const answered = new Store(null);
+let running = null;
+
+function soundly(kept) {
+  const texts = Object.fromEntries(KINDS.map(([kind]) => [kind, typeof kept?.texts?.[kind] === "string" ? kept.texts[kind] : EXAMPLES[kind][0].text]));
+  const kind = Object.hasOwn(texts, kept?.kind) ? kept.kind : KINDS[0][0];
+  return { kind, texts, prompt: typeof kept?.prompt === "string" ? kept.prompt : EXAMPLES[kind][0].prompt };
+}
 
 function whereIs(text, at) {
   const before = text.slice(0, at).split("\n");
@@ -61,7 +72,7 @@ function Editor({ kind, text, onInput, problem }) {
   };
   return html`<div class="code-editor">
     <pre class="editor-back" ref=${back} aria-hidden="true">${from >= 0 ? html`${text.slice(0, from)}<mark>${text.slice(from, to) || " "}</mark>${text.slice(to)}` : text}${"\n "}</pre>
-    <textarea class="mono" spellcheck="false" wrap="off" aria-label=${KINDS.find(([name]) => name === kind)[1]} aria-describedby="constraint-problem" aria-invalid=${String(problem !== null)} value=${text}
+    <textarea class="mono" spellcheck="false" wrap="off" aria-label=${KINDS.find(([name]) => name === kind)[1]} aria-describedby="constraint-problem constraint-keys" aria-invalid=${String(problem !== null)} value=${text}
       onInput=${(event) => onInput(event.target.value)} onScroll=${scroll} onKeyDown=${(event) => {
         if (event.key === "Escape") event.target.dataset.left = "1";
         else if (event.key !== "Tab") delete event.target.dataset.left;
@@ -71,15 +82,12 @@ function Editor({ kind, text, onInput, problem }) {
 }
 
 export function Constraints() {
-  const [kind, setKind] = useState("json_schema");
-  const [texts, setTexts] = useState({ json_schema: EXAMPLES.json_schema[0].text, regex: EXAMPLES.regex[0].text, ebnf: EXAMPLES.ebnf[0].text });
-  const [prompt, setPrompt] = useState(EXAMPLES.json_schema[0].prompt);
+  const { kind, texts, prompt } = useStore(written);
+  const answer = useStore(answered);
   const [verdict, setVerdict] = useState(null); // {kind, text, problem}: what was checked last
-  const [answer, setAnswer] = useState(null);
   const [view, setView] = useState("form");
-  const running = useRef(null);
   const text = texts[kind];
-  const put = (value) => setTexts((before) => ({ ...before, [kind]: value }));
+  const put = (value) => written.put({ texts: { ...written.value.texts, [kind]: value } });
   const isChecked = verdict?.kind === kind && verdict.text === text;
   const problem = isChecked ? verdict.problem : null;
 
@@ -103,39 +111,29 @@ export function Constraints() {
     return { model: modelOf(server.value) ?? "default", messages: [{ role: "user", content: prompt }], max_tokens: 500, ...constraint };
   };
   const run = async () => {
-    running.current?.abort();
+    running?.abort();
     const abort = new AbortController();
-    running.current = abort;
+    running = abort;
     const grown = { text: "", error: null, busy: true, finish: null };
-    setAnswer({ ...grown });
-    let frame = 0;
-    const show = () => {
-      frame ||= requestAnimationFrame(() => {
-        frame = 0;
-        setAnswer({ ...grown });
-      });
-    };
+    answered.set(grown);
     try {
       const response = await send("/v1/chat/completions", { ...body(), stream: true }, abort.signal);
       for await (const event of events(response)) {
-        if (event.error) throw new Error(event.error.message);
         const choice = event.choices?.[0];
-        grown.text += choice?.delta.content ?? "";
+        grown.text += choice?.delta?.content ?? "";
         grown.finish = choice?.finish_reason ?? grown.finish;
-        show();
+        if (running === abort) answered.set({ ...grown });
       }
     } catch (error) {
       if (error.name !== "AbortError") grown.error = error.message;
     }
-    grown.busy = false;
-    cancelAnimationFrame(frame);
-    setAnswer({ ...grown });
+    if (running === abort) answered.set({ ...grown, busy: false });
   };
   const choose = (event) => {
     const example = EXAMPLES[kind][Number(event.target.value)];
     if (!example) return;
     put(example.text);
-    setPrompt(example.prompt);
+    written.put({ prompt: example.prompt });
     event.target.value = "";
   };
   const schema = kind === "json_schema" && !problem ? readBeginning(text) : null;
@@ -144,15 +142,16 @@ export function Constraints() {
   const shown = views.some(([name]) => name === view) ? view : "text";
   return html`<div class="view constraints">
     <section aria-label="Constraint">
-      <div class="segments" role="group" aria-label="Kind of constraint">${KINDS.map(([name, label]) => html`<button type="button" aria-pressed=${String(kind === name)} onClick=${() => setKind(name)}>${label}</button>`)}
+      <div class="segments" role="group" aria-label="Kind of constraint">${KINDS.map(([name, label]) => html`<button type="button" aria-pressed=${String(kind === name)} onClick=${() => written.put({ kind: name })}>${label}</button>`)}
         <span class="space"></span>
         <select class="examples" aria-label="Examples" onChange=${choose}><option value="">Examples</option>${EXAMPLES[kind].map((example, i) => html`<option value=${i}>${example.name}</option>`)}</select>
       </div>
       <${Editor} kind=${kind} text=${text} onInput=${put} problem=${problem} />
       <p id="constraint-problem" role="status" class=${problem ? "error" : isChecked ? "good" : ""}>${problem ? html`${problem.place && html`<b>${whereIs(text, problem.place[0])}: </b>`}${problem.message}` : isChecked ? "The server can follow it." : "Checking …"}</p>
-      <label class="field">Question <textarea rows="3" value=${prompt} onInput=${(event) => setPrompt(event.target.value)} /></label>
+      <p id="constraint-keys" class="hint">Tab indents; Escape, then Tab leaves the editor.</p>
+      <label class="field">Question <textarea rows="3" value=${prompt} dir="auto" onInput=${(event) => written.put({ prompt: event.target.value })} /></label>
       <div class="row"><span class="space"></span>
-        ${answer?.busy && html`<button type="button" onClick=${() => running.current.abort()}><${Icon} name="stop" /> Stop</button>`}
+        ${answer?.busy && html`<button type="button" onClick=${() => running.abort()}><${Icon} name="stop" /> Stop</button>`}
         <button type="button" class="primary" disabled=${problem !== null || !isJson || answer?.busy} onClick=${run}>Generate</button></div>
     </section>
     <section aria-label="Answer" aria-busy=${String(answer?.busy === true)}>
