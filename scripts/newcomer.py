@@ -201,7 +201,9 @@ def first_minutes(app: Path, home: Path) -> None:
     check("Paris" in shown.partition("\n")[2], "sglang run, after source .venv/bin/activate", shown)
     inside.run("deactivate")
     inside.run(".venv/bin/python -c 'import requests, sglang'")
-    inside.run(".venv/bin/python -c 'import sglang_anywhere_kernels._cpu as k; assert k.usable_isas() == k.processor_isas()[:1]'")
+    inside.run(
+        ".venv/bin/python -c 'import sglang_anywhere_kernels._cpu as k; assert k.usable_isas() == k.processor_isas()[:1]'"
+    )
     shown = inside.run(".venv/bin/python -c 'import transformers' 2>&1 | tail -1")
     check("No module named" in shown, "requests are there, transformers are not")
 

@@ -62,7 +62,10 @@ class Pip:
 
     def __init__(self, arguments: list[str], lines: queue.Queue[tuple[Pip, str | None]]) -> None:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-        environ = {**os.environ, "PIP_NO_COMPILE": "no"}  # switches it on; Python compiles what is imported, one module in seven
+        environ = {
+            **os.environ,
+            "PIP_NO_COMPILE": "no",
+        }  # switches it on; Python compiles what is imported, one module in seven
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         self.process = subprocess.Popen(command, env=environ, **pipes)
         self.said: list[str] = []

@@ -24,7 +24,7 @@ from tests.cluster.test_ray import processes_of
 from tests.conftest import RunningServer
 from tests.server.test_processes import wait_dead
 
-pytest.importorskip("ray.data", reason="run by make test-cluster")
+pytest.importorskip("ray.data", reason="needs an environment with [ray-data]: see above")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 

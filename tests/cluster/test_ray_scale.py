@@ -24,7 +24,7 @@ from tests.cluster.test_several import wait_for
 from tests.conftest import RunningServer, start_server
 from tests.server.test_processes import wait_dead
 
-pytest.importorskip("ray", reason="run by make test-cluster")
+pytest.importorskip("ray", reason="needs an environment with [distributed]: see above")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LONG: dict[str, Any] = {"text": "a b", "sampling_params": {"max_new_tokens": 200, "temperature": 0, "ignore_eos": True}}

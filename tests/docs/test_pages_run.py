@@ -44,9 +44,14 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in found if len(words) > 1]
 
 
+def test_pages_have_programs_requests_and_command_lines() -> None:
+    assert sum(len(blocks(page, "python")) for page in PAGES) > 5
+    assert sum(block.startswith("curl") for page in PAGES for block in blocks(page, "sh")) > 1
+    assert all(commands(page) for page in PAGES if page.stem != "index")
+
+
 @pages
 def test_programs_run(page: Path, server: Any) -> None:
-    pytest.importorskip("openai")
     names: dict[str, Any] = {"__name__": "page"}
     try:
         for code in blocks(page, "python"):

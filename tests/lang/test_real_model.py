@@ -202,7 +202,6 @@ def test_a_runtime_of_ones_own() -> None:
     assert process is not None and process.poll() is not None
 
 
-@pytest.mark.skipif(not SEEING_MODEL.is_dir(), reason="the small vision model is not there")
 def test_an_engine_tells_what_stands_for_an_image() -> None:
     image = pytest.importorskip("PIL.Image").new("RGB", (64, 64), "red")
 

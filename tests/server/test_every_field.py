@@ -16,7 +16,7 @@ from tests.server.long_values import CASES, ROUTES, VALUES, body_of
 from tests.server.test_loop_time import EMBEDS, MAX_SECONDS, ROUNDS, post, timed_callbacks
 
 SIZE = 1_000_000
-SHARE = 40
+SHARE = 80
 """one in so many is in the suite"""
 
 

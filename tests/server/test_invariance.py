@@ -88,7 +88,7 @@ def steps() -> Iterator[list[list[list[int]]]]:
 
 
 def token_ids(engine: sglang.Engine, prompts: list[str], way: dict[str, Any]) -> list[list[int]]:
-    params = {"sampling_seed": 5, "max_new_tokens": 40, "ignore_eos": True, **way}
+    params = {"sampling_seed": 5, "max_new_tokens": 28, "ignore_eos": True, **way}
     return [reply["output_ids"] for reply in engine.generate(prompts, params)]
 
 
