@@ -3,7 +3,7 @@
     .venv/bin/pip install "torch==2.13.0" && .venv/bin/pip install peft "transformers>=5,<6" gguf
     .venv/bin/python examples/train_lora.py captain-adapter
 
-Takes about a minute on one core. The adapter learns to answer in one sentence that ends with what a captain would say. PEFT trains in float32
+Takes 36 seconds of processor time on one core. The adapter learns to answer in one sentence that ends with what a captain would say. PEFT trains in float32
 on the values of the 4-bit model, and the Engine adds what it has learnt to the 4-bit model itself.
 """
 
@@ -58,6 +58,7 @@ def train(folder: Path, num_steps: int, batch: int, seed: int) -> None:
     import transformers
 
     torch.manual_seed(seed)
+    torch.set_num_threads(1)  # as fast for so little at a time, and many times faster where other programs use the cores
     rng = random.Random(seed)
     path = resolve_model(DEFAULT_MODEL).path
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -104,7 +105,7 @@ def serve(folder: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train a LoRA adapter for the default model, and serve it.")
     parser.add_argument("folder", type=Path, help="where the adapter goes")
-    parser.add_argument("--steps", type=int, default=20, help="batches to train on (default: 20)")
+    parser.add_argument("--steps", type=int, default=12, help="batches to train on (default: 12)")
     parser.add_argument("--batch", type=int, default=2, help="examples in a batch (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the examples and of the adapter (default: 0)")
     args = parser.parse_args()
