@@ -101,8 +101,9 @@ static ALWAYS I load_i8(const uint8_t* p) {
   for (int i = 0; i < 16; i++) r.v[i / 4][i % 4] = int8_t(p[i]);
   return r;
 }
-static ALWAYS I iadd(I a, I b) { EACH a.v[l] += b.v[l]; return a; }
-static ALWAYS I imul(I a, I b) { EACH a.v[l] *= b.v[l]; return a; }
+// As the instructions of the other sets they wrap around, which four bytes in one number count on (kernels/small.h).
+static ALWAYS I iadd(I a, I b) { EACH a.v[l] = i4(u4(a.v[l]) + u4(b.v[l])); return a; }
+static ALWAYS I imul(I a, I b) { EACH a.v[l] = i4(u4(a.v[l]) * u4(b.v[l])); return a; }
 static ALWAYS I imax(I a, I b) { M m; EACH m.v[l] = i4(a.v[l] > b.v[l]); return ipick(m, a, b); }
 static ALWAYS I iand(I a, I b) { EACH a.v[l] &= b.v[l]; return a; }
 template <int N> static ALWAYS I ishl(I a) { EACH a.v[l] = i4(u4(a.v[l]) << N); return a; }
