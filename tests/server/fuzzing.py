@@ -229,6 +229,9 @@ SEEDS["/v1/messages#blocks"] = {
     "thread": None,
 }
 SEEDS["/v1/messages/count_tokens"] = SEEDS["/v1/messages"]
+SEEDS["/v1/responses/input_tokens"] = SEEDS["/v1/responses"]
+SEEDS["/load_lora_adapter"] = {"lora_name": "a", "lora_path": "a", "pinned": False}
+SEEDS["/unload_lora_adapter"] = {"lora_name": "a"}
 NEEDED: dict[str, tuple[str, ...]] = {
     "/generate": ("text",),
     "/generate#batch": ("text",),
@@ -237,6 +240,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "/v1/completions": ("prompt",),
     "/v1/responses": ("input",),
     "/v1/responses#image": ("input",),
+    "/v1/responses/input_tokens": ("input",),
     "/v1/messages": ("messages", "max_tokens"),
     "/v1/messages#image": ("messages", "max_tokens"),
     "/v1/messages#blocks": ("messages", "max_tokens"),

@@ -10,12 +10,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
+from sglang.srt.config import BatchOptions
+from sglang.srt.server.http.app import create_app
+from sglang.srt.server.openai.batches.batch_runner import BatchRunner
 from tests.server.conftest import MakeStand, Stand
+from tests.server.http_tools import client_of
+from tests.server.long_values import ROUTES
 
 pytestmark = pytest.mark.attack
 
@@ -42,7 +48,7 @@ def timed_callbacks(found: list[tuple[float, str]]) -> Iterator[None]:
         asyncio.Handle._run = plain  # type: ignore[method-assign]
 
 
-async def post(stand: Stand, path: str, body: bytes) -> tuple[int, int]:
+async def post(stand: Stand, path: str, body: bytes, kind: bytes = b"application/json") -> tuple[int, int]:
     """Status and length of the answer. The body comes in pieces, as from a socket."""
     view, at, done = memoryview(body), 0, asyncio.Event()
     status = size = 0
@@ -62,7 +68,7 @@ async def post(stand: Stand, path: str, body: bytes) -> tuple[int, int]:
         status = message.get("status", status)
         size += len(message.get("body", b""))
 
-    head = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    head = [(b"host", b"localhost"), (b"content-type", kind), (b"content-length", b"%d" % len(body))]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": head, "http_version": "1.1"}
     await stand.app(scope | {"scheme": "http", "server": ("localhost", 1), "client": ("y", 2), "root_path": ""}, receive, send)
     done.set()
@@ -178,7 +184,57 @@ async def test_no_callback_is_long_for_the_largest_bodies(make_stand: MakeStand,
     await check_callbacks(make_stand, path, make())
 
 
-async def check_callbacks(make_stand: MakeStand, path: str, body: bytes) -> None:
+# --- files and batches ------------------------------------------------------------------------------------------------------------
+
+FORM = b"multipart/form-data; boundary=q"
+PART = b'--q\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+BATCH = b'{"input_file_id":"file-0123456789abcdef01234567","endpoint":"/v1/chat/completions","completion_window":"24h",'
+
+
+def upload(content: bytes) -> bytes:
+    return PART % (b"purpose", b"", b"batch") + PART % (b"file", b"; filename=a", content) + b"--q--"
+
+
+STORED: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "a file": ("/v1/files", lambda: upload(b"x" * 30_000_000)),
+    "line ends": ("/v1/files", lambda: upload(b"\r\n" * 10_000_000)),
+    "nearly boundaries": ("/v1/files", lambda: upload(b"\r\n--" * 5_000_000)),
+    "parts": ("/v1/files", lambda: (PART % (b"file", b"; filename=a", b"")) * 100_000),
+    "a long field": ("/v1/files", lambda: PART % (b"purpose", b"", b"x" * 20_000_000)),
+    "a long head": ("/v1/files", lambda: b"--q\r\n" + b"X: y\r\n" * 1_000_000),
+    "long texts": ("/v1/batches", lambda: BATCH + b'"metadata":{"a":"' + b"x" * 20_000_000 + b'"}}'),
+    "names": ("/v1/batches", lambda: BATCH + b'"metadata":{' + b",".join(b'"%07d":"a"' % i for i in range(350_000)) + b"}}"),
+    "a long id": ("/v1/batches", lambda: b'{"endpoint":"a","completion_window":"1h","input_file_id":"' + b"x" * 20_000_000 + b'"}'),
+    "a long window": ("/v1/batches", lambda: b'{"endpoint":"/v1/score","input_file_id":"x","completion_window":"' + b"9" * 20_000_000 + b'"}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+async def test_no_callback_is_long_for_files_and_batches(make_stand: MakeStand, tmp_path: Path, name: str) -> None:
+    path, make = STORED[name]
+    runner = BatchRunner(BatchOptions(str(tmp_path / "batches")))
+
+    def make_with_batches(**options: Any) -> Stand:
+        stand = make_stand(**options)
+        stand.app = create_app(stand.manager, stand.options, {}, runner)
+        return stand
+
+    try:
+        await check_callbacks(make_with_batches, path, make(), FORM if path == "/v1/files" else b"application/json")
+    finally:
+        runner.close()
+
+
+async def test_all_routes_with_a_body_are_here(stand: Stand) -> None:
+    """Those that long_values.py fills, and those above; two names of one route once."""
+    async with client_of(stand) as client:
+        document = (await client.get("/openapi.json")).json()
+    read = {path for path, methods in document["paths"].items() if "requestBody" in methods.get("post", {})}
+    here = {*ROUTES, *(path for path, _ in STORED.values())}
+    assert {path for path in read if path not in here and path.removeprefix("/v1") not in here} == set()
+
+
+async def check_callbacks(make_stand: MakeStand, path: str, body: bytes, kind: bytes = b"application/json") -> None:
     longest: list[tuple[float, str]] = []
     for _ in range(ROUNDS):
         stand = make_stand(info={"embedding_dim": 8} if path in EMBEDS else {"context_len": 1000})
@@ -187,7 +243,7 @@ async def check_callbacks(make_stand: MakeStand, path: str, body: bytes) -> None
         gc.collect()
         gc.freeze()  # what the tests have piled up is not the server's to look through
         with timed_callbacks(found):
-            status, _ = await post(stand, path, body)
+            status, _ = await post(stand, path, body, kind)
         gc.unfreeze()
         assert status < 500
         longest.append(max(found))

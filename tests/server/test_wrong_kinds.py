@@ -67,8 +67,6 @@ class Document:
 
 def smallest(path: str) -> dict[str, Any]:
     seed = path if path in SEEDS else path.replace("/v1/tokenize", "/tokenize").replace("/v1/detokenize", "/detokenize")
-    if path == "/v1/responses/input_tokens":
-        seed = "/v1/responses"
     body = {name: SEEDS.get(seed, {})[name] for name in NEEDED.get(seed, ())}
     return body | {name: 1 for name in ("max_tokens", "max_output_tokens") if name in SEEDS.get(seed, {})}
 
