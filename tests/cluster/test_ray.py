@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import threading
@@ -40,7 +41,10 @@ def on_ray(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     flags = ("--model-path", str(models["alpha"]), "--served-model-name", "alpha", "--ray", "auto", "--replicas", "2")
     environ = {"TMPDIR": str(temporary), "RAY_TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0"}
     server = start_several(
-        folder / "log", *flags, "--replica-cpus", "0.5", "--enable-metrics", *SEED, environ=environ, seconds=400
+        folder / "log",
+        *(*flags, "--replica-cpus", "0.5", "--replica-wait", "600", "--enable-metrics", *SEED),
+        environ=environ,
+        seconds=400,
     )
     pids = processes_of(temporary)
     assert len(servers_of(temporary)) == 2
@@ -310,6 +314,33 @@ def test_a_second_gateway_is_killed_and_nothing_else_breaks(
     second.process.wait()
     assert said(on_ray.url, "/generate", body) == expected
     assert len(servers_of(folder_of(on_ray))) == 2
+
+
+def busiest(before: dict[int, int]) -> int:
+    """Since its `cpu_of` was taken."""
+    return max(before, key=lambda pid: cpu_of(pid) - before[pid])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random(on_ray: RunningServer, alone: RunningServer) -> None:
+    """pytest -m "cluster and slow" -k twenty tests/cluster/test_ray.py: the replica that has a stream is killed, wherever that is."""
+    rng = random.Random(20)
+    expected = {name: said(alone.url, path, body) for name, (path, body) in STREAMS.items()}
+    num_killed = 0
+    while num_killed < 20:
+        name, at = rng.choice(list(STREAMS)), rng.randrange(0, 150)
+        wait_for_replicas(on_ray)
+        before = {pid: cpu_of(pid) for pid in servers_of(folder_of(on_ray))}
+
+        def kill(count: int, at: int = at, before: dict[int, int] = before) -> None:
+            nonlocal num_killed
+            if count == at:
+                os.kill(busiest(before), signal.SIGKILL)
+                num_killed += 1
+
+        path, body = STREAMS[name]
+        assert said(on_ray.url, path, body, kill) == expected[name], (name, at)
 
 
 @pytest.mark.slow

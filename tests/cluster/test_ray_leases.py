@@ -14,6 +14,8 @@ pytest.importorskip("ray", reason="run by make test-cluster")
 
 from ray.exceptions import RayActorError
 
+from sglang.cluster.gateway import Gateway
+from sglang.cluster.metrics import GatewayMetrics
 from sglang.cluster.model_list import ServedModel
 from sglang.cluster.policy import block_hashes
 from sglang.cluster.ray import connection, leases, live
@@ -150,6 +152,15 @@ async def test_a_replica_that_dies_breaks_off_what_is_said_to_its_server() -> No
             assert not others.done()
             others.cancel()
     silent.close()
+
+
+async def test_a_gateway_is_not_healthy_before_its_first_replica() -> None:
+    """A request would not wait for it."""
+    with pool_of(Serve("a")) as pool:
+        gateway = Gateway(pool, GatewayMetrics(), page=False)
+        assert (gateway._health().status_code, bytes(gateway._health().body)) == (503, b'{"status":"starting"}')
+        pool.entries["m"].state = "ready"
+        assert gateway._health().status_code == 200
 
 
 async def test_one_that_answers_in_place_of_another_is_remembered() -> None:

@@ -67,7 +67,7 @@ def said(url: str, path: str, body: dict[str, Any], when: Any = None) -> dict[An
     """What a stream says, all of it: texts, ids, tool calls, finish reasons and usage, each joined. `when` is called with the number of
     events so far."""
     text: dict[Any, Any] = {}
-    with httpx.stream("POST", url + path, json=body | {"stream": True}, timeout=120, trust_env=False) as reply:
+    with httpx.stream("POST", url + path, json=body | {"stream": True}, timeout=600, trust_env=False) as reply:
         assert reply.status_code == 200, reply.read()
         for count, line in enumerate(line for line in reply.iter_lines() if line.startswith("data: {")):
             if when is not None:

@@ -168,3 +168,58 @@ async def test_who_closes_an_exchange_ends_the_waiting_and_the_server_sees_it() 
         with pytest.raises(UpstreamLost):
             await sending
         await asyncio.wait_for(has_left.wait(), 20)
+
+
+SHORT = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_an_answer_that_nobody_asked_for_is_nobodys(is_late: bool) -> None:
+    """Not a part of the one before, and not the answer to the request that comes next."""
+    num_connections = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_connections
+        num_connections += 1
+        await read_request(reader)
+        writer.write(SHORT + b"{}")
+        if is_late:
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        writer.write(SHORT + b"[]")
+        await reader.read()
+
+    async with server_of(handler) as upstream:
+        for _ in range(3):
+            assert await body_of(upstream) == b"{}"
+            await asyncio.sleep(0.3)
+        assert num_connections == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\x00\xff garbage \r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nabc",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000,
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 100_000,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\nx",
+        b"HTTP/1.1 200 OK\r\nx: a\rset-cookie: b\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n",
+    ],
+)
+async def test_what_is_no_answer_is_a_lost_server(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answer)
+        await writer.drain()
+
+    async with server_of(handler) as upstream:
+        with pytest.raises(UpstreamLost):
+            await asyncio.wait_for(body_of(upstream), 30)
+    assert not caplog.records

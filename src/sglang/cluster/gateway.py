@@ -322,9 +322,9 @@ class Gateway:
 
     def _health(self) -> Response:
         """Requests for any model are taken; those for one that is not in memory wait until it is loaded."""
-        states = self._states()
-        is_up = not self.is_draining and any(state["state"] != "failed" for state in states)
-        status = "draining" if self.is_draining else "ready" if is_up else "broken"
+        states = {state["state"] for state in self._states()}
+        is_up = not self.is_draining and bool(states - {"failed", "starting"})
+        status = "draining" if self.is_draining else "ready" if is_up else "starting" if "starting" in states else "broken"
         return JsonResponse({"status": status}, 200 if is_up else 503)
 
     async def _all_generate(self) -> Response:

@@ -97,13 +97,16 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.has_heard = True
+        if self.is_complete:  # an answer that nobody asked for
+            self.close()
+            return
         if self.head is None:
             self._head_bytes += len(data)
         try:
             if self._head_bytes > MAX_HEAD_BYTES and self.head is None:
                 raise httptools.HttpParserError("the head is too large")
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.close()
         self._wake()
 
@@ -117,13 +120,19 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            self.can_go_on = False  # an answer that nobody asked for
+
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200:
+        if status >= 200 and not self.is_complete:
             self.head = Head(status, self._headers)
         self._headers = []
 
     def on_body(self, body: bytes) -> None:
+        if self.is_complete:
+            return
         self.pieces.append(body)
         self._held += len(body)
         if self._held > HELD_BYTES and self._is_reading and self._transport is not None:
@@ -131,7 +140,7 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self.head is not None:  # else an interim answer
+        if self.head is not None and not self.is_complete:  # else an interim answer
             self.is_complete = True
             self.can_go_on = self._parser.should_keep_alive()
 

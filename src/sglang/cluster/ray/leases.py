@@ -164,7 +164,7 @@ class RayEntry:
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
-        self.state = "loading"
+        self.state = "starting"  # and no request waits for that
 
 
 class RayPool:
