@@ -259,7 +259,7 @@ def heads_of(rng: np.random.Generator, fmt: str, count: int, n: int, k: int) -> 
 @pytest.mark.parametrize("fmt", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize(("count", "n", "k"), [(1, 16, 32), (5, 17, 40), (16, 576, 192), (3, 70, 6), (4, 128, 576)])
 def test_every_head_has_its_matrix(ops: Any, fmt: str, count: int, n: int, k: int) -> None:
-    """And rows are the same in any company."""
+    """And rows are batch-invariant."""
     rng = np.random.default_rng(n)
     parts = heads_of(rng, fmt, count, n, k)
     bank = ops.pack_experts(count, parts.__getitem__, gated=False)

@@ -1,4 +1,4 @@
-"""What adapters add to a linear layer: right, and the same bits in any company, on any number of threads, on a tape."""
+"""What adapters add to a linear layer: right, batch-invariant, and the same on any number of threads and on a tape."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from sglang.cluster.model_list import ServedModel, write_flags, write_private
@@ -212,7 +213,7 @@ class Child:
 
 async def planned_bytes(model: ServedModel, folder: Path) -> int:
     """Memory that the model takes at least; 0 where that shows only when it is loaded. Raises LoadFailed."""
-    config = folder / f"plan-{abs(hash(model.name))}.yaml"
+    config = folder / f"plan-{token_hex(8)}.yaml"
     write_flags(str(config), model.flags)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sglang.commands.plan", "--config", str(config)),

@@ -159,10 +159,6 @@ class PrefixPolicy:
         work = self._work.get(name)
         return work.replica if work is not None else None
 
-    def load_of(self, index: int) -> int:
-        """Requests that a replica has."""
-        return self._replicas[index].num_requests
-
     # --- replicas -----------------------------------------------------------------------------------------------------------
 
     def lost(self, index: int) -> list[Hashable]:

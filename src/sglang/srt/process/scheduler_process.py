@@ -222,7 +222,7 @@ def check_vocabulary(config: RuntimeConfig, draft: DraftOptions, own: Vocabulary
         raise ConfigError(f"{DRAFT_FLAG}: the vocabulary of {path} cannot be read: {error}") from error
     assert tokenizer is not None
     other = tokenizer.vocabulary
-    at = first_difference(own, other)
+    at = first_other_meaning(own, other)
     if at is not None:
         ours, theirs = (v.token_bytes[at] if at < v.size else None for v in (own, other))
         raise ConfigError(
@@ -231,7 +231,7 @@ def check_vocabulary(config: RuntimeConfig, draft: DraftOptions, own: Vocabulary
         )
 
 
-def first_difference(own: Vocabulary, other: Vocabulary) -> int | None:
+def first_other_meaning(own: Vocabulary, other: Vocabulary) -> int | None:
     """The first id that means something else, special tokens that only one of the two has left aside."""
     for i, (ours, theirs) in enumerate(zip(own.token_bytes, other.token_bytes, strict=False)):
         if ours != theirs and not (i in own.special_ids and i in other.special_ids):
