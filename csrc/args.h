@@ -302,10 +302,10 @@ struct GatherArgs {
   int max_rows;
 };
 struct GatedExpertsArgs {
-  BankView bank;                       // of gated matrices
+  BankView bank;                       // of gated matrices; for kRelu2 of single ones
   ActView x, out;                      // rows of sorted pairs
   RoutesView routes;
-  const float* bias;                   // or null: [experts][2 * out.width], gate before up
+  const float* bias;                   // or null: [experts][2 * out.width], gate before up; for kRelu2 [experts][out.width]
   size_t ld_bias;
   const int* rows;
   int max_rows, gate;

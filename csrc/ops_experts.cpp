@@ -55,7 +55,8 @@ static int expert_gate_of(const Call& c, const std::string& name) {
   if (name == "gelu_tanh") return kGeluTanh;
   if (name == "gelu") return kGelu;
   if (name == "clamped_silu") return kClampedSilu;
-  c.fail("gate", "must be silu, gelu_tanh, gelu or clamped_silu");
+  if (name == "relu2") return kRelu2;
+  c.fail("gate", "must be silu, gelu_tanh, gelu, clamped_silu or relu2");
 }
 
 static void gated_experts(Runtime& rt, Obj bank, Obj x, Obj out, Obj routes, Obj rows, const std::string& gate, Obj bias) {
@@ -66,12 +67,14 @@ static void gated_experts(Runtime& rt, Obj bank, Obj x, Obj out, Obj routes, Obj
   a.routes = routes_of(c, routes, 0);
   a.max_rows = smaller(in.max_rows, o.max_rows / a.routes.k);
   a.routes = routes_of(c, routes, a.max_rows);
-  const Bank& b = bank_of(c, bank, a.routes, true);
+  a.gate = expert_gate_of(c, gate);
+  const bool alone = a.gate == kRelu2;
+  const Bank& b = bank_of(c, bank, a.routes, !alone);
   c.reads(x, b.view.w);
   c.check(&o != &in, "out", "must not be what is read");
-  c.check(o.view.width == b.out_features / 2, "out", "must be half as wide as an expert's out_features");
+  c.check(o.view.width == b.out_features / (alone ? 1 : 2), "out", alone ? "must be as wide as an expert's out_features" : "must be half as wide as an expert's out_features");
   const auto m = bias_of(c, bias, b);
-  a.bank = b.view, a.out = o.view, a.bias = m.p, a.ld_bias = m.ld, a.gate = expert_gate_of(c, gate), a.rows = c.rows(rows);
+  a.bank = b.view, a.out = o.view, a.bias = m.p, a.ld_bias = m.ld, a.rows = c.rows(rows);
   // Rows of pairs, in the one form that the bank reads.
   const bool ints = b.view.w.kind <= kInt8;
   const size_t pairs = size_t(a.max_rows) * size_t(a.routes.k), tiles = (pairs + kTileRows - 1) / kTileRows;

@@ -151,8 +151,35 @@ template <int FN> static void gated_rows_of_experts(const GatedExpertsArgs& a, c
       gated_unit<FN>(of_expert(a.bank, part.expert), a.x, a.out, p - part.unit, part.begin, part.end, bias, c.scratch);
     }
 }
+// The same where an expert's first matrix stands alone: relu(up x)^2, of two panels at a time.
+static ALWAYS void squared_unit(const WeightView& w, const ActView& x, const ActView& out, int q, int r0, int r1, const float* bias, char* scratch) {
+  float* tmp = reinterpret_cast<float*>(scratch + kPanelBuf);
+  float* end = tmp + size_t(r1 - r0) * 32;
+  const int left = out.width - 32 * q, wide = imin(2, w.panels - 2 * q);
+  for (float* t = tmp; t < end; t += 32)
+    for (int i = 0; i < 32; i += 16) fstore(t + i, bias ? fload_n(bias + 32 * q + i, left - i) : fzero());
+  panels(w, 2 * q, wide, x, r0, r1, reinterpret_cast<uint8_t*>(scratch), tmp, 32, true);
+  for (float* t = tmp; t < end; t += 32) {
+    const F a = vmax(fload(t), fzero()), b = vmax(fload(t + 16), fzero());
+    write32(out, r0 + int(t - tmp) / 32, q, mul(a, a), mul(b, b), left);
+  }
+}
+static void squared_rows_of_experts(const GatedExpertsArgs& a, const Ctx& c) {
+  const int units = (a.bank.w.panels + 1) / 2;
+  Part* parts = parts_in(c.scratch);
+  const int num = list_parts(a.routes, count(a.rows, a.max_rows) * a.routes.k, units, parts);
+  int at = 0;
+  for (Runs run(num * units, 1, c); run.next();)
+    for (int p = run.begin; p < run.end; p++) {
+      while (p >= parts[at].unit + units) at++;
+      const Part& part = parts[at];
+      const float* bias = a.bias ? a.bias + size_t(part.expert) * a.ld_bias : nullptr;
+      squared_unit(of_expert(a.bank, part.expert), a.x, a.out, p - part.unit, part.begin, part.end, bias, c.scratch);
+    }
+}
 static void gated_experts(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const GatedExpertsArgs*>(args);
+  if (a.gate == kRelu2) return squared_rows_of_experts(a, c);
   if (a.gate == kSilu) gated_rows_of_experts<kSilu>(a, c);
   else if (a.gate == kGeluTanh) gated_rows_of_experts<kGeluTanh>(a, c);
   else if (a.gate == kGelu) gated_rows_of_experts<kGelu>(a, c);

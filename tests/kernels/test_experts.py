@@ -94,17 +94,27 @@ class Layer:
     """A layer of experts of one op set."""
 
     def __init__(
-        self, ops: Any, fmt: str, num_experts: int, hidden: int, width: int, biased: bool = False, down: str = "", seed: int = 0
+        self,
+        ops: Any,
+        fmt: str,
+        num_experts: int,
+        hidden: int,
+        width: int,
+        biased: bool = False,
+        down: str = "",
+        seed: int = 0,
+        alone: bool = False,
     ) -> None:
+        """`alone`: an expert has no gate."""
         rng = np.random.default_rng(seed)
         self.ops, self.hidden, self.width, self.num_experts = ops, hidden, width, num_experts
         self.parts = [
             [tensor(rng, fmt, width, hidden), tensor(rng, fmt, width, hidden), tensor(rng, down or fmt, hidden, width)]
             for _ in range(num_experts)
         ]
-        self.gates = ops.pack_experts(num_experts, lambda e: self.parts[e][:2], gated=True)
+        self.gates = ops.pack_experts(num_experts, lambda e: self.parts[e][int(alone) : 2], gated=not alone)
         self.down = ops.pack_experts(num_experts, lambda e: self.parts[e][2:], gated=False)
-        self.bias = rng.standard_normal((num_experts, 2 * width), np.float32) if biased else None
+        self.bias = rng.standard_normal((num_experts, (1 if alone else 2) * width), np.float32) if biased else None
         self.down_bias = rng.standard_normal((num_experts, hidden), np.float32) if biased else None
 
     def __call__(self, x: Float, routes: Routes, gate: Any = "silu", max_rows: int | None = None) -> Float:
@@ -129,6 +139,22 @@ def test_dense_experts(ops: Any, fmt: str, gate: str) -> None:
     routes = routed(REFERENCE, rng.standard_normal((29, 11), np.float32), 3)
     got, want = (Layer(each, fmt, 11, 44, 27, True)(x, routes, gate) for each in (ops, REFERENCE))
     close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "hidden", "width"), [("f32", 44, 27), ("bf16", 64, 48), ("bf16", 44, 27), *((fmt, 256, 256) for fmt in INT_FORMATS)]
+)
+def test_experts_without_gates(ops: Any, fmt: str, hidden: int, width: int) -> None:
+    """Of any width where rows are not in blocks, an odd number of panels too; a row's result does not depend on the others."""
+    rng = np.random.default_rng(3)
+    biased = fmt not in INT_FORMATS
+    x = rng.standard_normal((29, hidden), np.float32)
+    logits = rng.standard_normal((29, 6), np.float32)
+    layers = [Layer(each, fmt, 6, hidden, width, biased, alone=True) for each in (ops, REFERENCE)]
+    got, want = (layer(x, routed(REFERENCE, logits, 2), "relu2") for layer in layers)
+    close(got, want, 1e-5 if biased else 3e-2)
+    alone = layers[0](x[7:8], routed(REFERENCE, logits[7:8], 2), "relu2")
+    assert alone.tobytes() == got[7:8].tobytes()
 
 
 @pytest.mark.parametrize("fmt", INT_FORMATS)
@@ -229,6 +255,7 @@ def test_arguments_that_do_not_fit(ops: Any) -> None:
         ("gated", lambda: ops.experts_linear(layer.gates, hidden, out, routes, rows)),
         ("experts", lambda: ops.gated_experts(layer.gates, into, hidden, make_routes(5, 5, 2), rows, gate="silu")),
         ("gate", lambda: ops.gated_experts(layer.gates, into, hidden, routes, rows, gate="relu")),
+        ("gated", lambda: ops.gated_experts(layer.gates, into, hidden, routes, rows, gate="relu2")),
         ("width", lambda: ops.experts_linear(layer.down, into, out, routes, rows)),
         ("columns", lambda: ops.experts_linear(layer.down, hidden, out[:, :20], routes, rows)),
         ("bias", lambda: ops.experts_linear(layer.down, hidden, out, routes, rows, bias=np.zeros((3, 32), np.float32))),

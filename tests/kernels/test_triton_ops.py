@@ -694,13 +694,23 @@ def test_equal_experts_are_chosen_by_id(exact: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fmt", "gate"), [("f32", "clamped_silu"), ("bf16", "gelu"), ("q4_1", "clamped_silu"), ("q8_0", "silu"), ("q6_k", "silu")]
+    ("fmt", "gate"),
+    [
+        ("f32", "clamped_silu"),
+        ("bf16", "gelu"),
+        ("q4_1", "clamped_silu"),
+        ("q8_0", "silu"),
+        ("q6_k", "silu"),
+        ("bf16", "relu2"),
+        ("q8_0", "relu2"),
+    ],
 )
 def test_experts(pair: Pair, fmt: str, gate: Any) -> None:
     rng, ops = np.random.default_rng(1), pair.ops
     hidden, width = (256, 256) if fmt.endswith("k") else (96, 64)
     parts = [[tensor(rng, fmt, *s) for s in ((width, hidden), (width, hidden), (hidden, width))] for _ in range(5)]
-    banks = [each.pack_experts(5, lambda e: parts[e][:2], gated=True) for each in (REFERENCE, ops)]
+    alone = gate == "relu2"
+    banks = [each.pack_experts(5, lambda e: parts[e][int(alone) : 2], gated=not alone) for each in (REFERENCE, ops)]
     downs = [each.pack_experts(5, lambda e: parts[e][2:], gated=False) for each in (REFERENCE, ops)]
     bias = normal(5, 2 * width) if gate == "clamped_silu" else None
     down_bias = normal(5, hidden) if gate == "clamped_silu" else None

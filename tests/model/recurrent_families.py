@@ -54,6 +54,8 @@ FALCON = {
     "ssm_multipliers": [0.7, 0.8, 1.1, 1.3, 0.6],
 }
 NEMOTRON = {"head_dim": 16, "ssm_state_size": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2}
+NEMOTRON_EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+NEMOTRON_EXPERTS |= {"moe_shared_expert_intermediate_size": 80}
 MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 0.5}
 GRANITE_KINDS = ["mamba", "attention", "mamba"]
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
@@ -180,6 +182,18 @@ ROWS: dict[str, Row] = {
                 "tie_word_embeddings": True,
                 "layer_norm_epsilon": 1e-3,
                 "num_key_value_heads": 1,
+            },
+            {**NEMOTRON, **NEMOTRON_EXPERTS, "layers_block_type": ["mamba", "moe", "attention", "mlp", "moe"]},
+            {
+                **NEMOTRON,
+                **NEMOTRON_EXPERTS,
+                "layers_block_type": ["attention", "moe", "mamba"],
+                "n_group": 4,
+                "topk_group": 2,
+                "norm_topk_prob": False,
+                "routed_scaling_factor": 2.5,
+                "moe_intermediate_size": 36,
+                "mlp_bias": True,
             },
         ],
     ),

@@ -34,7 +34,7 @@ Array = Any
 """An array of the op set's device: numpy.ndarray or torch.Tensor. A 2-D argument may be a column range of a wider buffer."""
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
-ExpertGate = Literal["silu", "gelu_tanh", "gelu", "clamped_silu"]
+ExpertGate = Literal["silu", "gelu_tanh", "gelu", "clamped_silu", "relu2"]
 """clamped_silu is g sigmoid(1.702 g) (u + 1) of g up to 7 and u within -7 and 7 (gpt-oss, arXiv 2508.10925); the others f(g) u"""
 Activator = Literal["silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2"]
 
@@ -311,7 +311,8 @@ class Ops(StateOps, Protocol):
         bias: Array | None = None,
     ) -> None:
         """out[i] = f(gate_e @ x[r], up_e @ x[r]) for the i-th of the sorted pairs, of row r and expert e; bank: of gated matrices;
-        out: rows for max_rows * k pairs. bias: [num_experts, 2 * f], of gates before ups."""
+        out: rows for max_rows * k pairs. bias: [num_experts, 2 * f], of gates before ups. gate "relu2" is of a bank of single
+        matrices: out[i] = relu(up_e @ x[r])^2; bias: [num_experts, f]."""
         ...
 
     def experts_linear(

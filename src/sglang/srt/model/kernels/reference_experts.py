@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.kernels.ops import ExpertGate, Routes, Routing
+from sglang.srt.model.kernels.ops import ExpertGate, Gate, Routes, Routing
 from sglang.srt.model.kernels.reference_linear import Float, ReferenceActivation, ReferenceWeight, apply_gate, matmul
 from sglang.srt.model.quant.formats import HostTensor
 
@@ -73,11 +74,14 @@ def gated_experts(
         both = matmul(bank.experts[e], x.data[rows])
         if bias is not None:
             both += bias[e]
+        if gate == "relu2":
+            out.data[places] = np.square(np.maximum(both, np.float32(0)))
+            continue
         half = both.shape[1] // 2
         out.data[places] = _gated(both[:, :half], both[:, half:], gate)
 
 
-def _gated(gate: Float, up: Float, kind: ExpertGate) -> Float:
+def _gated(gate: Float, up: Float, kind: Gate | Literal["clamped_silu"]) -> Float:
     if kind != "clamped_silu":
         return apply_gate(gate, kind) * up
     gate, up = np.minimum(gate, CLAMP), np.clip(up, -CLAMP, CLAMP)

@@ -2,6 +2,8 @@
 those that all rows share (arXiv 2401.06066).
 
     out = sum over chosen e of weight_e * down_e(f(gate_e x) * up_e x)   (+ shared(x), perhaps times a sigmoid)
+
+Of families with plain feed-forward layers an expert is down_e(relu(up_e x)^2).
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sglang.srt.model.kernels.ops import Array, Bank, Ops, Routing
+from sglang.srt.model.kernels.ops import Array, Bank, ExpertGate, Ops, Routing
 from sglang.srt.model.layers.buffers import ExpertBuffers, Readers, StepBuffers
 from sglang.srt.model.layers.linear import Linear
-from sglang.srt.model.layers.mlp import GatedMLP
+from sglang.srt.model.layers.mlp import create_mlp
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
 from sglang.srt.model.quant.formats import HostTensor, quantise_q8_0
@@ -23,20 +25,23 @@ ONE_EXPERT = Routing("sigmoid", normalise=False)
 
 
 class Experts:
-    """Reads step.mlp_in. The matrices of all experts of a layer are two banks, gate with up and down."""
+    """Reads step.mlp_in. The matrices of all experts of a layer are two banks, gate with up (or up alone) and down."""
 
     def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
         experts = config.experts
         assert experts is not None
-        self.ops, self.routing, self.gate = ops, experts.routing, experts.gate or config.gate
+        self.ops, self.routing = ops, experts.routing
+        assert config.plain in (None, "relu2")
+        self.gate: ExpertGate = experts.gate or config.gate if config.plain is None else "relu2"
+        first = ("gate_proj", "up_proj") if config.plain is None else ("up_proj",)
         self.router = Linear(ops, source, {f"{prefix}.gate": experts.count}, config.hidden_size, experts.router_bias)
         self.choice_bias = ops.array(source.vector(f"{prefix}.gate.e_score_correction_bias")) if experts.choice_bias else None
         self.scales = ops.array(source.vector(f"{prefix}.gate.expert_scale")) if experts.beside else None
         at = f"{prefix}.experts"
         width, hidden = experts.width, config.hidden_size
-        self.gates = _pack(ops, source, at, experts, {"gate_proj": (width, hidden), "up_proj": (width, hidden)})
-        self.down = _pack(ops, source, at, experts, {"down_proj": (hidden, width)})
-        self.gate_bias = _biases(ops, source, at, experts, ("gate_proj", "up_proj"))
+        self.gates = _pack(ops, source, at, experts, dict.fromkeys(first, (width, hidden)), gated=config.plain is None)
+        self.down = _pack(ops, source, at, experts, {"down_proj": (hidden, width)}, gated=False)
+        self.gate_bias = _biases(ops, source, at, experts, first)
         self.down_bias = _biases(ops, source, at, experts, ("down_proj",))
         readers.mlp_in.extend([*self.router.weights, self.gates])
         readers.expert_out.append(self.down)
@@ -72,7 +77,7 @@ class Shared:
         self.ops = ops
         own = Readers(mlp_in=readers.mlp_in, mlp_out=readers.shared_out, sites=readers.sites)
         narrow = replace(config, intermediate_size=experts.shared_width)
-        self.mlp = GatedMLP(ops, source, f"{prefix}.shared_experts", narrow, own)
+        self.mlp = create_mlp(ops, source, f"{prefix}.shared_experts", narrow, own)
         self.gate: Linear | None = None
         if experts.shared_gate:
             self.gate = Linear(ops, source, {f"{prefix}.shared_expert_gate": 1}, config.hidden_size)
@@ -91,14 +96,16 @@ class Shared:
         return b.gate.out
 
 
-def _pack(ops: Ops, source: WeightSource, at: str, experts: ExpertsConfig, matrices: dict[str, tuple[int, int]]) -> Bank:
+def _pack(
+    ops: Ops, source: WeightSource, at: str, experts: ExpertsConfig, matrices: dict[str, tuple[int, int]], gated: bool
+) -> Bank:
     """Expert by expert, so that a model is never in memory twice. Gate and up that do not pack together become q8_0 both."""
 
     def read(e: int) -> list[HostTensor]:
         parts = [source.tensor(f"{at}.{e}.{name}.weight", shape) for name, shape in matrices.items()]
         return parts if ops.can_stack(parts) else [quantise_q8_0(part.name, part.dequantise()) for part in parts]
 
-    return ops.pack_experts(experts.count, read, gated=len(matrices) == 2)
+    return ops.pack_experts(experts.count, read, gated=gated)
 
 
 def _biases(ops: Ops, source: WeightSource, at: str, experts: ExpertsConfig, names: tuple[str, ...]) -> Array | None:

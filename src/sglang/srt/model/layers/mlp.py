@@ -107,6 +107,6 @@ class PlainMLP:
         self.down(step.mlp_out[self.width], out, step.rows, step.adapters)
 
 
-def create_mlp(ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> ChannelMixer:
+def create_mlp(ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> GatedMLP | PlainMLP:
     """The feed-forward layer that the config asks for."""
     return (GatedMLP if config.plain is None else PlainMLP)(ops, source, prefix, config, readers)

@@ -115,13 +115,13 @@ class Experts:
         pairs = n * top_k
         many = self._dtype != torch.float32 and pairs >= 32 * num_experts
         m_block, n_block, k_block = _MANY if many else _FEW
-        columns = bank.out_features // num_experts // (2 if gate else 1)
+        columns = bank.out_features // num_experts // (1 if gate in (None, "relu2") else 2)
         tiles = pairs // m_block + min(pairs, num_experts)
         bits = {"dense": 16, "int4": 4, "int8": 8}[bank.form]
         none = bank.data
         experts_kernel[(tiles, triton.cdiv(columns, n_block))](
             x, bank.data, none if bank.scales is None else bank.scales, none if bank.minima is None else bank.minima,
             none if bias is None else bias, routes.order, routes.starts, out, rows, num_experts, columns, bank.in_features, top_k,
-            x.stride(0), out.stride(0), bits, max(bank.group, 1), bank.minima is not None, bias is not None, gate is not None,
-            gate or "silu", m_block, n_block, k_block, power_of_two(num_experts, 2), num_warps=4, **self._early,
+            x.stride(0), out.stride(0), bits, max(bank.group, 1), bank.minima is not None, bias is not None,
+            {None: 0, "relu2": 1}.get(gate, 2), gate or "silu", m_block, n_block, k_block, power_of_two(num_experts, 2), num_warps=4, **self._early,
         )  # fmt: skip

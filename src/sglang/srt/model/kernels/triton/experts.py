@@ -128,11 +128,12 @@ def _weights_of(
 @triton.jit
 def experts_kernel(
     x, w, scales, minima, bias, order, starts, out, rows, num_experts, n, k, top_k, x_stride, out_stride,
-    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr, FN: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_BIAS: tl.constexpr, FIRST: tl.constexpr, FN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """GATED: x has the rows of the step, w of an expert is [2 n, k], gate above up, and out gets rows of sorted pairs. Otherwise x has
-    rows of sorted pairs and out gets those of pairs in their own order. Grid: (tiles, blocks of n)."""
+    """FIRST is the number of matrices that an expert has here, [n, k] each, gate above up: x has the rows of the step, and out gets rows
+    of sorted pairs. 0: x has rows of sorted pairs, and out gets those of pairs in their own order. Grid: (tiles, blocks of n)."""
+    GATED: tl.constexpr = FIRST == 2
     wait_for_inputs()
     if tl.load(rows) == 0:
         return
@@ -142,8 +143,8 @@ def experts_kernel(
     place = first + tl.arange(0, BLOCK_M)
     m_in = place < end
     pair = tl.load(order + place, mask=m_in, other=0)
-    source = pair // top_k if GATED else place
-    target = place if GATED else pair
+    source = pair // top_k if FIRST else place
+    target = place if FIRST else pair
     n_at = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_in = n_at < n
     per = 2 * n if GATED else n
@@ -167,6 +168,8 @@ def experts_kernel(
             up += tl.load(bias + row_at + n, mask=n_in, other=0.0)[None, :]
     if GATED:
         acc = _gated(round_to(acc, out.dtype.element_ty).to(tl.float32), round_to(up, out.dtype.element_ty).to(tl.float32), FN)
+    elif FIRST:
+        acc = activation(round_to(acc, out.dtype.element_ty).to(tl.float32), FN)
     out_at = out + target.to(tl.int64)[:, None] * out_stride + n_at[None, :]
     tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in[:, None] & n_in[None, :])
 

@@ -14,7 +14,14 @@ from sglang.srt.model.weights.config_fields import LARGEST, MAX_LAYERS, MAX_SIZE
 from sglang.srt.model.weights.families import rms
 from sglang.srt.model.weights.families.family import Family, GGUFForm, all_biases, multiplier
 from sglang.srt.model.weights.families.hybrid import MAX_HEAD, read_taps, with_recurrent
-from sglang.srt.model.weights.families.mixtures import GRANITE_BANKS, GRANITE_NAMES, GRANITE_SPELLED, MAX_EXPERTS, with_experts
+from sglang.srt.model.weights.families.mixtures import (
+    GRANITE_BANKS,
+    GRANITE_NAMES,
+    GRANITE_SPELLED,
+    MAX_EXPERTS,
+    read_groups,
+    with_experts,
+)
 
 KINDS = {"mamba": "linear_attention", "attention": "full_attention", "hybrid": "linear_attention"}
 """older names of kinds of layers"""
@@ -155,12 +162,10 @@ def _nemotron_h(fields: Fields, config: ModelConfig) -> ModelConfig:
         else "layers_block_type"
     )
     kinds = _nemotron_kinds(fields.raw)
-    known = ("linear_attention", "full_attention", "mlp")
+    known = ("linear_attention", "full_attention", "mlp", "moe")
     if not isinstance(kinds, list) or len(kinds) < config.num_layers:
         raise fields.bad(name, f"must say the kinds of {config.num_layers} layers, got {shown(kinds)}")
     kinds = kinds[: config.num_layers]
-    if "moe" in kinds:
-        raise fields.bad(name, "has layers of experts, which are not supported for this family")
     if any(kind not in known for kind in kinds):
         raise fields.bad(name, f"must say {', '.join(known)} for each layer, got {shown(kinds)}")
     if "full_attention" not in kinds:
@@ -173,11 +178,25 @@ def _nemotron_h(fields: Fields, config: ModelConfig) -> ModelConfig:
     mixer = read_state_space(fields, heads * dim, act="mamba_hidden_act")
     shortest = fields.number("time_step_min", 0.001, above=-1.0, most=1e6)
     mixer = replace(mixer, step_limits=(max(shortest, 0.0), math.inf), out_bias=mixer.in_bias)
-    halves: Any = tuple("channels" if kind == "mlp" else "mixer" for kind in kinds)
+    halves: Any = tuple("channels" if kind in ("mlp", "moe") else "mixer" for kind in kinds)
     layers = tuple(kind == "linear_attention" for kind in kinds)
     config = replace(config, halves=halves, unrotated_layers=(True,) * config.num_layers, mlp_bias=fields.flag("mlp_bias"))
     config = replace(config, tie_word_embeddings=False)  # no class of theirs ties, whatever the config says
+    if "moe" in kinds:
+        config = _nemotron_experts(fields, config, kinds)
     return replace(config, recurrent=RecurrentConfig(layers, mixer)) if any(layers) else config
+
+
+def _nemotron_experts(fields: Fields, config: ModelConfig, kinds: list[str]) -> ModelConfig:
+    if config.plain != "relu2":
+        raise fields.bad("hidden_act", "must be relu2 where there are experts")
+    if fields.get("moe_latent_size") is not None:
+        raise fields.bad("moe_latent_size", "is not supported: experts on narrower rows")
+    routing = Routing("sigmoid", fields.flag("norm_topk_prob", True))
+    shared = fields.count("shared_expert_intermediate_size")
+    return with_experts(
+        fields, config, read_groups(fields, routing), lambda layer: kinds[layer] == "moe", shared, choice_bias=True
+    )
 
 
 def _every(fields: Fields, kind: str, period: int, offset: int) -> Callable[[int], bool]:
@@ -258,6 +277,10 @@ _NEMOTRON_H = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "time_step_min": 0.001,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 7688,
+    "shared_expert_intermediate_size": 7688,
 }
 _NEMOTRON_SPELLED = {
     "rms_norm_eps": "layer_norm_epsilon",
@@ -269,6 +292,8 @@ _NEMOTRON_SPELLED = {
     "mamba_d_conv": "conv_kernel",
     "mamba_conv_bias": "use_conv_bias",
     "mamba_proj_bias": "use_bias",
+    "num_experts": "n_routed_experts",
+    "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
 }
 _JAMBA = {
     "vocab_size": 65536,
@@ -309,7 +334,10 @@ _NEMOTRON_NAMES: dict[str, str | tuple[str, ...]] = {
     "mixer.norm": "mixer.gate_scale",
     **{f"mixer.{x}_proj": f"self_attn.{x}_proj" for x in ("q", "k", "v", "o")},
     **{f"mixer.{x}_proj": f"mlp.{x}_proj" for x in ("up", "down")},
+    "mixer.gate": "mlp.gate",
+    **{f"mixer.{of}.{x}_proj": f"mlp.{of}.{x}_proj" for of in ("experts.*", "shared_experts") for x in ("up", "down")},
 }
+_NEMOTRON_BANKS = {f"mixer.experts.{x}_proj": (f"{x}_proj",) for x in ("up", "down")}
 _JAMBA_NAMES: dict[str, str | tuple[str, ...]] = {
     **MIXER_NAMES,
     **_FEEDING,
@@ -334,7 +362,8 @@ STATE_SPACE_FAMILIES = (
     Family("falcon_h1", "FalconH1ForCausalLM", "falcon_h1", _FALCON_H1, _falcon_h1, "FalconH1Model",
            layout=TensorLayout(modules={**MIXER_NAMES, **_FEEDING}, whole={"final_layernorm": "model.norm"}), gguf=GGUFForm("falcon-h1", SSM_STEMS)),
     Family("nemotron_h", "NemotronHForCausalLM", "nemotron_h", _NEMOTRON_H, _nemotron_h, "NemotronHModel", spelled=_NEMOTRON_SPELLED,
-           layout=TensorLayout(root="backbone.", modules=_NEMOTRON_NAMES, whole={"embeddings": "model.embed_tokens", "norm_f": "model.norm"}),
+           layout=TensorLayout(root="backbone.", modules=_NEMOTRON_NAMES, whole={"embeddings": "model.embed_tokens", "norm_f": "model.norm"},
+                               banks=_NEMOTRON_BANKS),
            is_plain=True, implied=_nemotron_layers, gguf=GGUFForm("nemotron_h", SSM_STEMS)),
     Family("jamba", "JambaForCausalLM", "jamba", _JAMBA, _jamba, "JambaModel",
            layout=TensorLayout(modules=_JAMBA_NAMES, whole={"final_layernorm": "model.norm"},
