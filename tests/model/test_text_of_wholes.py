@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 KINDS = ["sliding_attention", "full_attention"] * 2
 TEXT: dict[str, dict[str, Any]] = {
     "Gemma4": {"global_head_dim": 40},
-    "Gemma3n": {"laurel_rank": 8, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
+    "Gemma3n": {"laurel_rank": 8, "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.95]},
 }
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
 
