@@ -250,8 +250,8 @@ static ALWAYS float hmax(F a) {
   return m;
 }
 static ALWAYS int ihsum(I a) {  // wraps, as iadd does
-  const i4 c = a.v[0] + a.v[1] + a.v[2] + a.v[3];
-  return int(uint32_t(c[0]) + uint32_t(c[1]) + uint32_t(c[2]) + uint32_t(c[3]));
+  const u4 c = u4(a.v[0]) + u4(a.v[1]) + u4(a.v[2]) + u4(a.v[3]);
+  return int(c[0] + c[1] + c[2] + c[3]);
 }
 static ALWAYS int ihmax(I a) {
   int m = a.v[0][0];
