@@ -154,6 +154,36 @@ def test_all_models_that_the_server_lists_can_be_chosen(page: Page, server: Runn
     expect(page.locator(".model")).to_have_text("smollm2-135m-instruct")
 
 
+def test_the_code_of_an_answer_is_what_it_was_asked_with(page: Page, server: RunningServer) -> None:
+    """Whatever the options have become since; over a reload, too. What was cut and went on names its beginning."""
+    chat = Chat(page, server.url)
+    chat.option(seed=3, max_tokens=4)
+    chat.say("Hello")
+    beginning = chat.answer
+    chat.option(seed=5, top_k=7)
+    with chat.answering():
+        page.get_by_role("button", name="Go on with this answer").click()
+    sent = [{"seed": 5, "top_k": 7, "continue_final_message": True}, {"seed": 3}]  # the later version is shown
+    chat.option(seed=9, max_tokens=11)
+    for _ in range(2):
+        for fields in sent:
+            page.get_by_role("button", name="The request as code").click()
+            command = page.locator(".request-code code").inner_text()
+            body = json.loads(command[command.index("-d '") + 4 :].strip()[:-1].replace("'\\''", "'"))
+            assert {name: body.get(name) for name in ("seed", "top_k", "max_tokens", "continue_final_message")} == {
+                "top_k": None, "max_tokens": 4, "continue_final_message": None, **fields,
+            }  # fmt: skip
+            begun = [{"role": "assistant", "content": beginning}] if "top_k" in fields else []
+            assert [message for message in body["messages"] if message["role"] != "system"] == [
+                {"role": "user", "content": "Hello"},
+                *begun,
+            ]
+            page.keyboard.press("Escape")
+            page.get_by_role("button", name="Earlier version" if "top_k" in fields else "Later version").click()
+        page.reload()
+        expect(page.locator(".message")).to_have_count(2)
+
+
 def test_files_of_text_and_what_is_none(chat: Chat, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("The secret word is zebra.")
     (tmp_path / "x.bin").write_bytes(b"\0\1\2")

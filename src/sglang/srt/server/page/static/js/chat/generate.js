@@ -1,7 +1,7 @@
 // An answer on its way: the request, its stream, and what is noted of it.
 import { events, loadServer, modelOf, send, server } from "../api.js";
 import { add, growing, keep, pathTo, systemOf, touch } from "./conversations.js";
-import { announce } from "../lib.js";
+import { announce, parseJson } from "../lib.js";
 import { options, tokenView, toolsOf } from "./options.js";
 
 export const NUM_ALTERNATIVES = 8;
@@ -38,25 +38,41 @@ function messageOf(node) {
   return message;
 }
 
-/** The request for an answer to the branch that ends at `parent`. `begun`: the answer's beginning, which it goes on from. Throws an
- * Error if the options are wrong. */
-export function requestFor(conversation, parent, begun = "") {
+/** What an answer is asked for with, beside its branch: {system, begun, fields}. `begun`: its beginning, which it goes on from.
+ * Throws an Error if the options are wrong. */
+function termsFor(conversation, begun = "") {
   const set = options.value;
-  const messages = pathTo(conversation, parent).map(messageOf);
-  const system = systemOf(conversation);
-  if (system.trim()) messages.unshift({ role: "system", content: system });
-  const model = modelOf(server.value) ?? "default";
-  const body = { model, messages, ...set.sampling };
+  const fields = { model: modelOf(server.value) ?? "default", ...set.sampling };
   const stops = set.stop.split("\n").filter(Boolean);
-  if (stops.length) body.stop = stops;
+  if (stops.length) fields.stop = stops;
   const tools = toolsOf(set.tools);
-  if (tools) body.tools = tools;
-  if (set.thinking !== null) body.chat_template_kwargs = { enable_thinking: set.thinking };
-  if (begun) {
-    messages.push({ role: "assistant", content: begun });
-    body.continue_final_message = true;
+  if (tools) fields.tools = tools;
+  if (set.thinking !== null) fields.chat_template_kwargs = { enable_thinking: set.thinking };
+  return { system: systemOf(conversation), begun, fields };
+}
+
+/** The request on these terms for an answer to the branch that ends at `parent`. */
+function requestOn({ system, begun, fields }, conversation, parent) {
+  const { model, messages: _, ...others } = fields;
+  const messages = pathTo(conversation, parent).map(messageOf);
+  if (system.trim()) messages.unshift({ role: "system", content: system });
+  if (!begun) return { model, messages, ...others };
+  return { model, messages: [...messages, { role: "assistant", content: begun }], ...others, continue_final_message: true };
+}
+
+/** The request behind an answer. For one that was written by hand, or of which it is not known: the request by the options that are set. */
+export function requestOf(conversation, node) {
+  return requestOn(termsOf(node) ?? termsFor(conversation), conversation, node.parent);
+}
+
+function termsOf(node) {
+  if (!node.terms) return null;
+  try {
+    const { system, begun, fields } = parseJson(node.terms);
+    return { system: String(system), begun: String(begun), fields: { ...fields } };
+  } catch {
+    return null; // another program at this address has written it
   }
-  return body;
 }
 
 /** What the page asks for besides: a stream with its usage, and tokens if they are to be shown. */
@@ -69,8 +85,7 @@ export function streamed(body, view) {
 }
 
 /** Has the model answer the branch that ends at `parent`; the answer is a new branch. `begun`, `tokens`: its beginning. */
-export async function answer(conversation, parent, { begun = "", tokens = null, constraint = null } = {}) {
-  let body;
+export async function answer(conversation, parent, { begun = "", tokens = null } = {}) {
   const node = add(conversation, parent, "assistant", { content: begun, calls: [], reasoning: "", stats: null, error: null });
   if (tokens) node.tokens = tokens;
   const view = tokens !== null ? "tokens" : tokenView.value;
@@ -80,7 +95,9 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
   const times = { begun: performance.now(), first: 0, last: 0 };
   touch(conversation, node);
   try {
-    body = { ...requestFor(conversation, parent, begun), ...constraint };
+    const terms = termsFor(conversation, begun);
+    node.terms = JSON.stringify(terms);
+    const body = requestOn(terms, conversation, parent);
     const response = await send("/v1/chat/completions", streamed(body, view), abort.signal);
     for await (const event of events(response)) {
       take(node, event, times);

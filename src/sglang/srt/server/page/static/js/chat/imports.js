@@ -61,6 +61,7 @@ export function nodeFrom(id, given, all) {
   if (given.role === "user") return node;
   node.reasoning = text(given.reasoning);
   node.calls = list(given.calls).slice(0, MAX_CALLS).map((call) => ({ id: text(call?.id), name: text(call?.name).slice(0, LONGEST_NAME), arguments: text(call?.arguments) }));
+  if (words(given.terms)) node.terms = given.terms;
   node.finish = words(given.finish) ?? undefined;
   node.error = words(given.error)?.slice(0, LONGEST_ERROR) ?? null;
   node.edited = given.edited === true;
