@@ -124,8 +124,10 @@ class Target:
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return self.client.post(path, json=body, **options)
 
-    def post_bytes(self, path: str, body: bytes) -> httpx.Response:
-        return self.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    def post_bytes(self, path: str, body: bytes, key: str = KEY) -> httpx.Response:
+        return self.client.post(
+            path, content=body, headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        )
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=10)

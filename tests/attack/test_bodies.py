@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.attack.target import Scale, Target, mostly_slow
+from tests.attack.target import ADMIN, KEY, Scale, Target, mostly_slow
 from tests.server.fuzzing import NEEDED, SEEDS
 from tests.server.long_values import ROUTES, VALUES, body_of
 
@@ -71,9 +71,10 @@ def test_the_largest_bodies_of_every_route(text_target: Target, scale: Scale, pa
     mega, rng = (55 if scale.times > 1 else 3), random.Random(path)
     fields = [*NEEDED.get(path, ())[:2], rng.choice(sorted(SEEDS[path])), "metadata"]
     cases = [(field, name) for field in fields for name in VALUES if "schema" not in name]
+    key = ADMIN if path.endswith("_lora_adapter") else KEY
     with text_target.watched() as watch:
         for field, name in rng.sample(cases, 2 + scale.times):
-            reply = text_target.post_bytes(path, body_of(path, field, VALUES[name](mega * 1_000_000)))
+            reply = text_target.post_bytes(path, body_of(path, field, VALUES[name](mega * 1_000_000)), key)
             assert reply.status_code in (200, 400, 403, 404, 413), f"{field}, {name}: {reply.status_code}: {reply.text[:300]}"
             assert reply.status_code == 200 or len(reply.content) < 4000, f"{field}, {name}"
     assert watch.peak_mb < text_target.warm_mb + 64 + 9 * mega, f"{watch.peak_mb:.0f} MB"

@@ -255,7 +255,8 @@ class OpenAIApi:
 
     def _look_at(self, body: dict[str, Any]) -> str | None:
         """Notes whose the request is. Returns the adapter that it names."""
-        name_user(as_text(body, "user"))
+        if body.get("user") is not None:
+            name_user(as_text(body, "user"))
         model = body.get("model")
         if "lora_path" not in body and (model is None or model == self._name):  # as most do
             return None
