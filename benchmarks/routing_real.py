@@ -30,7 +30,7 @@ from benchmarks import routing
 from benchmarks.routing import CLIENTS, Ids, Prefixes, Request, RoundRobin, simulate
 from benchmarks.viewer import cpu_seconds
 from sglang.common.server_process import descendants, end_process, free_port, wait_for_answer
-from sglang.common.sse import EventStream
+from sglang.common.sse import EventReader
 
 MODEL = "smollm2-135m-instruct"
 SMALLER = 10
@@ -94,7 +94,7 @@ async def generate(server: Server, prompt: Ids, num_new: int, on_tokens: Callabl
     before = 0
     async with server.client.stream("POST", "/generate", json=body) as reply:
         reply.raise_for_status()
-        events = EventStream()
+        events = EventReader()
         async for piece in reply.aiter_raw():
             for event in events.feed(piece):
                 if event != "[DONE]":

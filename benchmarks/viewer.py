@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import httpx
 
 from sglang.common.server_process import descendants, end_process, free_port, wait_for_answer
-from sglang.common.sse import EventStream
+from sglang.common.sse import EventReader
 
 TOPICS = ("tides", "glass", "bees", "volcanoes", "maps", "paper", "clocks", "salt", "bridges", "wolves", "rice", "ships")
 START_SECONDS = 300.0
@@ -48,7 +48,7 @@ def view(url: str) -> None:
     os.set_blocking(sys.stdin.fileno(), False)
     count, known, is_whole = 0, set[int](), False
     with httpx.stream("POST", f"{url}/page/live", json={}, timeout=60, trust_env=False) as reply:
-        events = EventStream()
+        events = EventReader()
         for chunk in reply.iter_raw():
             for text in events.feed(chunk):
                 event = json.loads(text)
@@ -114,7 +114,7 @@ async def answer(client: httpx.AsyncClient, index: int, tokens: int) -> list[int
     ids: list[int] = []
     async with client.stream("POST", "/generate", json=body) as reply:
         reply.raise_for_status()
-        events = EventStream()
+        events = EventReader()
         async for chunk in reply.aiter_raw():
             for event in events.feed(chunk):
                 if event != "[DONE]":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.common.sse import EventStream
+from sglang.common.sse import EventReader, EventSplitter
 from sglang.lang.errors import ServerError, StateCancelledError
 
 from .native_server import NativeServer
@@ -172,7 +172,7 @@ BYTES = b"".join(b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"
 
 
 def parse(chunks: list[bytes]) -> list[str]:
-    stream = EventStream()
+    stream = EventReader()
     return [event for chunk in chunks for event in stream.feed(chunk)]
 
 
@@ -183,6 +183,15 @@ def test_any_cut_gives_the_same_events(cuts: list[int], crlf: bool) -> None:
     points = [0, *sorted(cuts), len(data)]
     events = parse([data[a:b] for a, b in zip(points, points[1:], strict=False)])
     assert [json.loads(event) for event in events[:-1]] == EVENTS and events[-1] == "[DONE]"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, len(BYTES)), max_size=40))
+def test_events_that_are_passed_on_are_the_same_for_any_cut(cuts: list[int]) -> None:
+    points = [0, *sorted(cuts), len(BYTES)]
+    splitter = EventSplitter()
+    found = [event for a, b in zip(points, points[1:], strict=False) for event in splitter.feed(BYTES[a:b])]
+    assert found == BYTES.split(b"\n\n")[:-1]
 
 
 def test_fields_of_the_standard() -> None:

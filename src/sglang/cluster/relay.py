@@ -22,6 +22,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from sglang.cluster.upstream import Exchange, Head, Headers, Upstream, UpstreamLost
+from sglang.common.sse import EventSplitter
 from sglang.srt.errors import SglangError
 from sglang.srt.server.http.auth import ADDRESS_HEADER, BACKGROUND_HEADER, TOKEN_HEADER
 from sglang.srt.server.http.journal import BESIDE, LOST, OUTPUT
@@ -312,12 +313,12 @@ class Relay:
 
 
 class _Blocks:
-    """Splits a stream of a server into what is for the client and what is for us. `num_outputs`, `num_events`: how many outputs, and events
+    """Sorts a stream of a server into what is for the client and what is for us. `num_outputs`, `num_events`: how many outputs, and events
     after them, the client's stream has from servers before: these are dropped."""
 
     def __init__(self, num_outputs: int, num_events: int) -> None:
         self._outputs_left, self._events_left = num_outputs, num_events
-        self._rest: list[bytes] = []
+        self._events = EventSplitter()
         self.outputs: list[bytes] = []
         """new ones, of the piece that was read last"""
         self.num_events = 0
@@ -326,15 +327,8 @@ class _Blocks:
     def read(self, piece: bytes) -> tuple[bytes, bool]:
         """The bytes for the client, and whether the server cannot go on."""
         self.num_events = 0
-        if self._rest:
-            self._rest.append(piece)
-            if b"\n\n" not in piece and not (piece[:1] == b"\n" and self._rest[-2][-1:] == b"\n"):
-                return b"", False  # a long event is joined once, when its end has come
-            piece = b"".join(self._rest)
-        *blocks, rest = piece.split(b"\n\n")
-        self._rest = [rest] if rest else []
         found: list[bytes] = []
-        for block in blocks:
+        for block in self._events.feed(piece):
             if block.startswith(OUTPUT):
                 self._output(block[len(OUTPUT) :])
             elif block.startswith(BESIDE):

@@ -17,6 +17,7 @@ import msgspec
 
 from sglang.cluster.servers import Server
 from sglang.cluster.upstream import Exchange, Head, Headers, UpstreamLost
+from sglang.common.sse import EventSplitter
 from sglang.srt.errors import OverloadError, SglangError
 from sglang.srt.messages import SchedulerStats
 
@@ -75,13 +76,12 @@ class ReplicaViews:
         has_told = False
         with contextlib.suppress(SglangError, UpstreamLost, asyncio.TimeoutError):
             exchange, head = await asyncio.wait_for(self._ask(name), OPEN_SECONDS)
-            rest = b""
+            blocks = EventSplitter()
             try:
                 while head.status == 200 and (piece := await exchange.read()):
-                    *blocks, rest = (rest + piece).split(b"\n\n")
-                    if blocks:
+                    if found := blocks.feed(piece):
                         has_told = True
-                        await self._events.put(b"".join(_numbered(block, number) for block in blocks))
+                        await self._events.put(b"".join(_numbered(block, number) for block in found))
             finally:
                 exchange.close()
         if has_told:

@@ -25,7 +25,7 @@ from sglang.commands.address import Address
 from sglang.commands.arguments import CommandError
 from sglang.common.install import needs_extra
 from sglang.common.server_process import end_process, free_port, wait_until
-from sglang.common.sse import EventStream
+from sglang.common.sse import EventReader
 from sglang.utils import PORTS
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Connection:
 
 
 def _parse_events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    stream = EventStream()
+    stream = EventReader()
     for data in (data for chunk in chunks for data in stream.feed(chunk)):
         if data.strip() == "[DONE]":
             return

@@ -14,7 +14,7 @@ import httpx
 
 from sglang.commands.address import Address
 from sglang.commands.report import Outcome
-from sglang.common.sse import EventStream
+from sglang.common.sse import EventReader
 
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
@@ -145,7 +145,7 @@ async def send(client: httpx.AsyncClient, path: str, body: dict[str, Any], since
             if not body.get("stream"):
                 reader.take(json.loads(await reply.aread()))
                 return outcome
-            stream = EventStream()
+            stream = EventReader()
             async for chunk in reply.aiter_bytes():
                 for data in stream.feed(chunk):
                     if data.strip() != "[DONE]":

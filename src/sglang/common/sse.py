@@ -1,4 +1,5 @@
-"""Server-sent events, parsed by event and never by network chunk (source: the HTML standard, section 9.2)."""
+"""Server-sent events, parsed by event and never by network chunk (source: the HTML standard, section 9.2): `EventReader` for any server's
+stream, `EventSplitter` for those of our own servers that are passed on."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 MAX_EVENT_LEN = 64 << 20
 
 
-class EventStream:
+class EventReader:
     """Feed it bytes as they arrive; it gives the `data` of each complete event. An event that the stream's end cuts off is
     dropped, as the standard says."""
 
@@ -51,3 +52,21 @@ class EventStream:
         if name == "data":
             self._data.append(value[1:] if value.startswith(" ") else value)
         return None
+
+
+class EventSplitter:
+    """Feed it bytes as they arrive; it gives the complete events as they are, without the blank line at their end. Lines must end in
+    "\\n", as those of our servers do."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        if self._rest:
+            self._rest.append(piece)
+            if b"\n\n" not in piece and not (piece[:1] == b"\n" and self._rest[-2][-1:] == b"\n"):
+                return []  # a long event is joined once, when its end has come
+            piece = b"".join(self._rest)
+        *events, rest = piece.split(b"\n\n")
+        self._rest = [rest] if rest else []
+        return events

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 from sglang.common.server_process import end_process, free_port, wait_for_answer
-from sglang.common.sse import EventStream
+from sglang.common.sse import EventReader
 from sglang.lang.backend.base import Meta, Prompt
 from sglang.lang.backend.http import HttpPolicy, HttpServer
 from sglang.lang.backend.native import NativeBackend, needs_server_rendering, request_failure, template_of_model
@@ -85,7 +85,7 @@ class RuntimeEndpoint(NativeBackend):
 
     async def stream_replies(self, payload: Meta) -> AsyncGenerator[Meta, None]:
         async with aclosing(self._server.stream("/generate", payload)) as chunks:
-            events = EventStream()
+            events = EventReader()
             async for chunk in chunks:
                 for data in events.feed(chunk):
                     if data.strip() == "[DONE]":
