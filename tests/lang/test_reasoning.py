@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.typed.reasoning import ReasoningSplitter, split_reasoning
+from sglang.lang.typed.reasoning import AnswerSplitter, split_reasoning
 
 from .native_server import NativeServer
 
@@ -69,7 +69,7 @@ TEXTS = [
 
 @given(st.sampled_from(TEXTS), st.sampled_from(["qwen3", "deepseek-r1", "kimi"]), st.lists(st.integers(0, 60), max_size=8))
 def test_any_cut_gives_the_same(text: str, model_type: str, cuts: list[int]) -> None:
-    splitter = ReasoningSplitter(model_type)
+    splitter = AnswerSplitter(model_type)
     points = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     parts = [splitter.feed(text[a:b]) for a, b in zip(points, points[1:], strict=False)] + [splitter.close()]
     joined = "".join(thinking for thinking, _ in parts).strip(), "".join(answer for _, answer in parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sglang.common.reasoning import FORMATS
-from sglang.lang.typed.reasoning import ReasoningSplitter, split_reasoning
+from sglang.lang.typed.reasoning import AnswerSplitter, split_reasoning
 
 
 class ReasoningParser:
@@ -20,7 +20,7 @@ class ReasoningParser:
         self.model_type = model_type
         self._stream_reasoning = stream_reasoning
         self._force = force_reasoning or None
-        self._splitter = ReasoningSplitter(model_type, self._force)
+        self._splitter = AnswerSplitter(model_type, self._force)
         self._reasoning = ""
 
     def parse_non_stream(self, full_text: str) -> tuple[str, str]:

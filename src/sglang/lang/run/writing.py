@@ -16,7 +16,7 @@ from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.transcript import Transcript
 from sglang.lang.run.variables import Name, Variables
 from sglang.lang.sampling import resolve
-from sglang.lang.typed.reasoning import ReasoningSplitter
+from sglang.lang.typed.reasoning import AnswerSplitter
 
 
 class WritableState(Protocol):
@@ -181,7 +181,7 @@ class Writing:
         self.raw_texts = [""] * num_samples
         """as the model wrote them, reasoning included"""
         self._metas: list[dict[str, Any]] = [{} for _ in self._texts]
-        self._splitters = [ReasoningSplitter(piece.reasoning) for _ in self._texts] if piece.reasoning else []
+        self._splitters = [AnswerSplitter(piece.reasoning) for _ in self._texts] if piece.reasoning else []
         self._reasoning = [""] * num_samples
         self._live = variables.begin(piece.name)
         self._live_reasoning = variables.begin(self.reasoning_name) if piece.reasoning else None

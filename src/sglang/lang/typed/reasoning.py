@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sglang.common.reasoning import FORMATS, ReasoningFormat
-from sglang.common.reasoning import ReasoningSplitter as MarkSplitter
+from sglang.common.reasoning import FORMATS, ReasoningFormat, ReasoningSplitter
 
 
 def reasoning_format(model_type: str) -> ReasoningFormat:
@@ -16,7 +15,7 @@ def reasoning_format(model_type: str) -> ReasoningFormat:
         ) from None
 
 
-class ReasoningSplitter(MarkSplitter):
+class AnswerSplitter(ReasoningSplitter):
     """Takes pieces of text and gives (reasoning, answer) pieces, without the line breaks between the two. `open_at_start`:
     whether the text begins with reasoning, if not as the format says. Raises ValueError for an unknown model type."""
 
@@ -35,7 +34,7 @@ class ReasoningSplitter(MarkSplitter):
 
 def split_reasoning(text: str, model_type: str, open_at_start: bool | None = None) -> tuple[str, str]:
     """(reasoning, answer) of a whole text, without white space around the reasoning."""
-    splitter = ReasoningSplitter(model_type, open_at_start)
+    splitter = AnswerSplitter(model_type, open_at_start)
     reasoning, answer = splitter.feed(text)
     more_reasoning, more_answer = splitter.close()
     return (reasoning + more_reasoning).strip(), answer + more_answer
