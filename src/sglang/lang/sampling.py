@@ -26,8 +26,9 @@ Inherit = _Inherit
 
 @dataclass(frozen=True)
 class Wire:
-    """How one field travels. A name of None: that API does not have it. `beside`: a native field that stands next to
-    `sampling_params`, not in it. `default`: what the language sends when nobody sets it (None: nothing)."""
+    """How one field travels. A name of None: that API does not have it. `open_models`: its name for OpenAI-compatible servers other than
+    OpenAI's. `beside`: a native field that stands next to `sampling_params`, not in it. `default`: what the language sends when nobody sets
+    it (None: nothing)."""
 
     native: str
     openai: str | None = None
@@ -35,30 +36,31 @@ class Wire:
     vertex: str | None = None
     default: Any = None
     beside: bool = False
+    open_models: str | None = None
 
 
 class SamplingOptions(TypedDict, total=False):
     """Sampling parameters that `run`, `run_batch` and `gen` accept. None: not set here."""
 
     max_new_tokens: Annotated[int | None, Wire("max_new_tokens", "max_tokens", "max_tokens", "max_output_tokens", default=128)]
-    min_new_tokens: Annotated[int | None, Wire("min_new_tokens", default=0)]
+    min_new_tokens: Annotated[int | None, Wire("min_new_tokens", default=0, open_models="min_tokens")]
     n: Annotated[int | None, Wire("n", "n", None, "candidate_count", default=1)]
     stop: Annotated[str | Sequence[str] | None, Wire("stop", "stop", "stop_sequences", "stop_sequences", default=())]
-    stop_token_ids: Annotated[Sequence[int] | None, Wire("stop_token_ids", default=())]
+    stop_token_ids: Annotated[Sequence[int] | None, Wire("stop_token_ids", default=(), open_models="stop_token_ids")]
     stop_regex: Annotated[str | Sequence[str] | None, Wire("stop_regex")]
     temperature: Annotated[float | None, Wire("temperature", "temperature", "temperature", "temperature", default=1.0)]
     top_p: Annotated[float | None, Wire("top_p", "top_p", "top_p", "top_p", default=1.0)]
-    top_k: Annotated[int | None, Wire("top_k", None, "top_k", "top_k", default=-1)]
-    min_p: Annotated[float | None, Wire("min_p", default=0.0)]
+    top_k: Annotated[int | None, Wire("top_k", None, "top_k", "top_k", default=-1, open_models="top_k")]
+    min_p: Annotated[float | None, Wire("min_p", default=0.0, open_models="min_p")]
     frequency_penalty: Annotated[
         float | None, Wire("frequency_penalty", "frequency_penalty", None, "frequency_penalty", default=0.0)
     ]
     presence_penalty: Annotated[
         float | None, Wire("presence_penalty", "presence_penalty", None, "presence_penalty", default=0.0)
     ]
-    repetition_penalty: Annotated[float | None, Wire("repetition_penalty")]
-    ignore_eos: Annotated[bool | None, Wire("ignore_eos", default=False)]
-    no_stop_trim: Annotated[bool | None, Wire("no_stop_trim")]
+    repetition_penalty: Annotated[float | None, Wire("repetition_penalty", open_models="repetition_penalty")]
+    ignore_eos: Annotated[bool | None, Wire("ignore_eos", default=False, open_models="ignore_eos")]
+    no_stop_trim: Annotated[bool | None, Wire("no_stop_trim", open_models="no_stop_trim")]
     seed: Annotated[int | None, Wire("seed", "seed", None, "seed")]
     logit_bias: Annotated[Mapping[int, float] | None, Wire("logit_bias", "logit_bias")]
     constrained_json_whitespace_pattern: Annotated[str | None, Wire("constrained_json_whitespace_pattern")]
@@ -73,9 +75,9 @@ class SamplingOptions(TypedDict, total=False):
 class ConstraintOptions(TypedDict, total=False):
     """Constraints: of one gen only, at most one of them."""
 
-    regex: Annotated[str | None, Wire("regex")]
+    regex: Annotated[str | None, Wire("regex", open_models="regex")]
     json_schema: Annotated[str | None, Wire("json_schema")]
-    ebnf: Annotated[str | None, Wire("ebnf")]
+    ebnf: Annotated[str | None, Wire("ebnf", open_models="ebnf")]
     structural_tag: Annotated[str | None, Wire("structural_tag")]
 
 

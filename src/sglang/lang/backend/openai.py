@@ -23,7 +23,8 @@ T = TypeVar("T")
 _COMPLETION_MODELS = frozenset({"gpt-3.5-turbo-instruct", "davinci-002", "babbage-002"})
 _REASONING_PREFIXES = ("o1", "o3", "o4", "gpt-5")
 _OFFICIAL_HOSTS = ("api.openai.com", "openai.azure.com")
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos", "no_stop_trim", "stop_token_ids", "regex", "ebnf")
+_OPEN_MODELS = {name: wire.open_models for name, wire in ALL_WIRES.items() if wire.open_models}
+_HANDLED = ("json_schema", "return_logprob", "top_logprobs_num", "return_text_in_logprobs")
 
 
 class OpenAI(BaseBackend):
@@ -76,19 +77,9 @@ class OpenAI(BaseBackend):
 
     def _fields(self, options: Mapping[str, Any]) -> Meta:
         """Sampling options as keywords of the client."""
-        extensions = () if self._is_official else _EXTENSIONS
-        special = (
-            *extensions,
-            "json_schema",
-            "min_new_tokens",
-            "return_logprob",
-            "top_logprobs_num",
-            "return_text_in_logprobs",
-        )
-        kwargs = api_options(self, options, "openai", special)
-        extra = {ALL_WIRES[name].native: options[name] for name in extensions if options.get(name) is not None}
-        if not self._is_official and options.get("min_new_tokens"):
-            extra["min_tokens"] = options["min_new_tokens"]
+        extensions = {} if self._is_official else _OPEN_MODELS
+        kwargs = api_options(self, options, "openai", (*extensions, *_HANDLED))
+        extra = {theirs: options[name] for name, theirs in extensions.items() if options.get(name) is not None}
         if extra:
             kwargs["extra_body"] = extra
         if "json_schema" in options:
