@@ -24,7 +24,8 @@ from tests.conftest import RunningServer
 KEY, OTHER, ADMIN = "key-a", "key-b", "operator"
 MAX_PSS_MB = 3072
 GROWTH, GROWTH_MB = 1.2, 64
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 120.0
+"""What a client no longer waits for may still be compiled, at the lowest priority: its end takes as long as the machine is busy."""
 PATIENCE = 120.0
 PROBE_SECONDS = 0.05
 MANY = 64
@@ -232,9 +233,9 @@ class Target:
         assert self.ask() == self.answer
         limit = max(self.warm_mb * GROWTH, self.warm_mb + GROWTH_MB)
         end = time.monotonic() + SETTLE_SECONDS
-        while self.settled_mb() > limit and time.monotonic() < end:
+        while (kept_mb := self.settled_mb()) > limit and time.monotonic() < end:
             time.sleep(1)
-        assert self.settled_mb() <= limit, f"it keeps {self.settled_mb():.0f} MB of {self.warm_mb:.0f}: {self.kept()}"
+        assert kept_mb <= limit, f"it keeps {kept_mb:.0f} MB of {self.warm_mb:.0f}: {self.kept()}"
         assert "Traceback" not in self.new_log(), "a traceback in the log"
 
     def new_log(self) -> str:
