@@ -7,7 +7,10 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from io import StringIO
 from pathlib import Path
+from tokenize import COMMENT as COMMENT_TOKEN
+from tokenize import generate_tokens
 
 from sglang.srt.flags.compatible import ALIASES, FLAGS
 from sglang.srt.model.weights.families.encoders import ENCODER_FAMILIES
@@ -28,10 +31,10 @@ MODULE = re.compile(r"python -m ([\w.]+)")
 FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z0-9_-]*[a-z0-9])")
 NAME = re.compile(r"^(?:[A-Za-z_]\w*\.)*_?[A-Za-z]\w*(?:\(\))?$")
 
-OTHERS_FILES = {"config.toml", "llama.cpp", "DIR/results.md"}
-"""files of other programs, and those that a command writes"""
+OTHERS_FILES = {"config.toml", "llama.cpp", "DIR/results.md", "OUT/results.md", "tutorial_cells.py", "transformer.h"}
+"""files of other programs, those that a command writes or takes, and a name of tensors"""
 
-OTHERS_MODULES = {"pip", "pytest"}
+OTHERS_MODULES = {"pip", "pytest", "pstats"}
 
 NEW_FILE = re.compile(r"(?:^|[/_])x\.\w+$")
 """`models/x.py`: a file that a reader is to add"""
@@ -152,6 +155,7 @@ def expand(path: str) -> Iterator[str]:
         yield from expand(path[: braces.start()] + part + path[braces.end() :])
 
 
+@cache
 def is_file(path: str) -> bool:
     """Documents write a path from the root, from src/, from the runtime, or from a folder that they speak of."""
     return any(name == path or name.endswith("/" + path) for name in files())
@@ -175,6 +179,51 @@ def test_files_and_folders_exist() -> None:
                 yield span
 
     check(missing)
+
+
+COMMENT = {
+    ".cpp": r"//.*",
+    ".h": r"//.*",
+    ".js": r"//.*",
+    ".yml": "#.*",
+    ".yaml": "#.*",
+    ".toml": "#.*",
+    ".service": "#.*",
+    "": "#.*",
+}
+
+
+def comments(name: str) -> str:
+    """Comments and docstrings of a source file."""
+    path, text = Path(name), (ROOT / name).read_text("utf-8")
+    if path.suffix != ".py":
+        return "\n".join(re.findall(COMMENT[path.suffix], text))
+    found = [token.string for token in generate_tokens(StringIO(text).readline) if token.type == COMMENT_TOKEN]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            found.append(node.value.value)
+    return "\n".join(found)
+
+
+def test_files_and_modules_that_comments_name_exist() -> None:
+    sources = [
+        name
+        for name in sorted(files())
+        if Path(name).suffix in (".py", *COMMENT) and not name.startswith(("docs/", "models/")) and "/vendor/" not in name
+    ]
+    assert len(sources) > 1000
+    missing = {}
+    for name in sources:
+        text = comments(name)
+        paths = {path for found in FILE.findall(text) for path in expand(found)} - OTHERS_FILES
+        gone = {path for path in paths if not NEW_FILE.search(path) and not path.startswith("peft/") and not is_file(path)}
+        for module in set(MODULE.findall(text)) - OTHERS_MODULES:
+            path = module.replace(".", "/")
+            if not (is_file(f"{path}.py") or is_file(f"{path}/__main__.py")):
+                gone.add(module)
+        if gone:
+            missing[name] = gone
+    assert missing == {}
 
 
 def test_links_lead_somewhere() -> None:

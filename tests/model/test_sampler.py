@@ -288,7 +288,7 @@ def test_seeds_and_positions_change_the_sample(ops: Ops) -> None:
 
 def test_uniform_numbers() -> None:
     """Fixed for ever: a seed must give the same answer on every device and in every version. (First value worked out by hand
-    from the definition in uniform.py.)"""
+    from the definition in sampling/sampler.py.)"""
     mask = 2**64 - 1
 
     def mix(z: int) -> int:
