@@ -22,7 +22,7 @@ from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutat
 from tests.model.quantised import FORMS, save_quantised
 from tests.model.tiny import save_model
 from tests.model.vision import randomise, save_qwen
-from tests.model.vision_families import glm4v, internvl, llava_next, llava_one, mistral3, pixtral
+from tests.model.vision_families import glm4v, internvl, llava, llava_next, mistral3, pixtral
 
 ALSO = (
     *(
@@ -37,7 +37,7 @@ ALSO = (
     *("use_sliding_window", "max_window_layers", "rope_theta", "attention_bias", "mlp_bias", "tie_word_embeddings"),
 )
 SEEING: dict[str, Callable[[], Any]] = {
-    "LLaVA": llava_one,
+    "LLaVA": llava,
     "LLaVA-NeXT": llava_next,
     "Pixtral": pixtral,
     "Mistral 3": mistral3,

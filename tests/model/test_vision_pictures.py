@@ -46,7 +46,7 @@ from tests.model.vision_families import (
     internvl,
     llava,
     llava_next,
-    llava_one,
+    llava_onevision,
     mistral3,
     pixtral,
     qwen,
@@ -146,7 +146,7 @@ CASES = {
         {"size": {"shortest_edge": 28 * 28, "longest_edge": 2 * 84 * 84}, "patch_size": 7},
         _qwen_inputs,
     ),
-    "llava": Case(llava_one, _CLIP_PROCESSOR, _CROPPED, _llava_one_inputs),
+    "llava": Case(llava, _CLIP_PROCESSOR, _CROPPED, _llava_one_inputs),
     "llava_next": Case(llava_next, _NEXT_PROCESSOR, {**_CROPPED, "image_grid_pinpoints": POINTS}, _llava_next_inputs),
     "pixtral": Case(
         pixtral, _PIXTRAL_PROCESSOR, {"size": {"longest_edge": 56}, "patch_size": {"height": 7, "width": 7}}, _pixtral_inputs(7)
@@ -159,7 +159,7 @@ CASES = {
     ),
     "internvl": Case(internvl, _INTERNVL_PROCESSOR, {"size": {"height": 28, "width": 28}, "max_patches": 5}, _internvl_inputs),
     "llava_onevision": Case(
-        llava,
+        llava_onevision,
         ("llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil"),
         {
             "size": {"height": 28, "width": 28},

@@ -23,7 +23,7 @@ from tests.model.vision_families import (
     internvl,
     llava,
     llava_next,
-    llava_one,
+    llava_onevision,
     mistral3,
     pixtral,
     qwen,
@@ -32,7 +32,7 @@ from tests.model.vision_families import (
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma3": gemma3,
-    "llava_onevision": llava,
+    "llava_onevision": llava_onevision,
     "smolvlm": smolvlm,
     "idefics3": lambda: smolvlm("Idefics3"),
     "qwen2_5_vl": lambda: qwen("Qwen2_5_VL", QWEN2_5),
@@ -89,7 +89,7 @@ def test_a_checkpoint_without_a_head_has_the_one_that_its_decoder_names(tmp_path
     """transformers before 5 tied the head by the decoder's part alone, and saved none."""
     import transformers
 
-    model = llava()
+    model = llava_onevision()
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True
     model.tie_weights()
     model.save_pretrained(tmp_path)
@@ -100,7 +100,7 @@ def test_a_checkpoint_without_a_head_has_the_one_that_its_decoder_names(tmp_path
 
 
 BY_HEAD: dict[str, Callable[[], Any]] = {
-    "llava": llava_one,
+    "llava": llava,
     "llava_next": llava_next,
     "pixtral": pixtral,
     "mistral3": mistral3,

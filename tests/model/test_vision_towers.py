@@ -24,17 +24,17 @@ from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
 from tests.model.test_vision_pictures import CASES, PROMPTS, check_logits, make_family, picture
 from tests.model.tiny import open_worker
 from tests.model.vision import embed
-from tests.model.vision_families import internvl, llava_next, llava_one, mistral3, pixtral
+from tests.model.vision_families import internvl, llava, llava_next, mistral3, pixtral
 
 SIGLIP_PROCESSOR = ("siglip.image_processing_pil_siglip", "SiglipImageProcessorPil")
 INTERNVIT = {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": True, "use_mean_pooling": False}
 MAKES: dict[str, tuple[str, Callable[[], Any]]] = {
-    "several layers": ("llava", lambda: llava_one([-2, 1, -1])),
-    "the embeddings too": ("llava", lambda: llava_one([0, 2])),
-    "full": ("llava", lambda: llava_one(strategy="full")),
-    "no biases": ("llava", lambda: llava_one(-1, multimodal_projector_bias=False)),
-    "SigLIP": ("llava", lambda: llava_one([0, -1], "full", "Siglip")),
-    "SigLIP without its first row": ("llava", lambda: llava_one(-2, "default", "Siglip")),
+    "several layers": ("llava", lambda: llava([-2, 1, -1])),
+    "the embeddings too": ("llava", lambda: llava([0, 2])),
+    "full": ("llava", lambda: llava(strategy="full")),
+    "no biases": ("llava", lambda: llava(-1, multimodal_projector_bias=False)),
+    "SigLIP": ("llava", lambda: llava([0, -1], "full", "Siglip")),
+    "SigLIP without its first row": ("llava", lambda: llava(-2, "default", "Siglip")),
     "NeXT, SigLIP": ("llava_next", lambda: llava_next("Siglip", [-3, 1, -1], "full")),
     "Pixtral, an earlier layer": ("pixtral", lambda: pixtral(-2)),
     "InternViT": ("internvl", lambda: internvl(**INTERNVIT)),
@@ -99,16 +99,16 @@ def test_ministral_3_with_images() -> None:
 @pytest.mark.parametrize(
     ("make", "at", "value", "said"),
     [
-        (llava_one, "vision_feature_layer", [], "vision_feature_layer"),
-        (llava_one, "vision_feature_layer", 9, "vision_feature_layer"),
-        (llava_one, "vision_feature_select_strategy", "x", "vision_feature_select_strategy"),
+        (llava, "vision_feature_layer", [], "vision_feature_layer"),
+        (llava, "vision_feature_layer", 9, "vision_feature_layer"),
+        (llava, "vision_feature_select_strategy", "x", "vision_feature_select_strategy"),
         (llava_next, "vision_feature_select_strategy", "full", "rows of a tile"),
         (pixtral, "vision_feature_select_strategy", "default", "must be full"),
         (mistral3, "vision_feature_layer", [1, 2], "one layer"),
         (mistral3, "spatial_merge_size", 1 << 20, "spatial_merge_size"),
         (internvl, "downsample_ratio", 0.3, "downsample_ratio"),
         (internvl, "vision_feature_layer", -2, "vision_feature_layer"),
-        (llava_one, "text_config", {"model_type": "llava"}, "model_type"),
+        (llava, "text_config", {"model_type": "llava"}, "model_type"),
     ],
 )
 def test_settings_that_mean_nothing_here(make: Callable[[], Any], at: str, value: Any, said: str) -> None:

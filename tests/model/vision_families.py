@@ -14,7 +14,7 @@ SIGLIP |= {"image_size": 28, "patch_size": 7}
 CLIP = SIGLIP | {"num_hidden_layers": 3}
 
 
-def llava_one(layers: Any = -2, strategy: str = "default", tower: str = "CLIP", **more: Any) -> Any:
+def llava(layers: Any = -2, strategy: str = "default", tower: str = "CLIP", **more: Any) -> Any:
     """LLaVA 1.5. `more`: of the whole config."""
     import transformers as t
 
@@ -101,7 +101,7 @@ def internvl(**vision: Any) -> Any:
     return t.InternVLForConditionalGeneration(config)
 
 
-def llava() -> Any:
+def llava_onevision() -> Any:
     import transformers as t
 
     points = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 112], [112, 28], [84, 84]]
