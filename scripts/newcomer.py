@@ -25,6 +25,8 @@ import pexpect
 ROOT = Path(__file__).parents[1]
 PROMPT = "newcomer$ "
 PORT = 30000
+OTHERS = ("XDG_", "VIRTUAL_ENV", "PYTHON", "SGLANG_", "MAKE", "MFLAGS", "VISION")
+"""beginnings of names that a newcomer's environment has not; make hands its variables on to what it runs"""
 MAX_MIB = 230
 """of .venv without vision"""
 QUESTION = "What is the capital of France?"
@@ -35,7 +37,7 @@ class Terminal:
     """A shell in a new terminal of 100 columns."""
 
     def __init__(self, folder: Path, home: Path) -> None:
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "VIRTUAL_ENV", "PYTHON", "SGLANG_"))}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(OTHERS)}
         cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True)
         env = keep | {"HOME": str(home), "TERM": "xterm", "PS1": PROMPT, "PIP_CACHE_DIR": cache.stdout.strip()}
         self.shell = pexpect.spawn(
