@@ -58,10 +58,11 @@ OTHERS_FLAGS = {
 
 @cache
 def files() -> frozenset[str]:
-    """The paths of all files, below the root."""
+    """The paths of all files, below the root, but for those that a build makes."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     found += [path for path in ROOT.iterdir() if path.is_file()]
-    return frozenset(path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts)
+    paths = [path.relative_to(ROOT) for path in found]
+    return frozenset(path.as_posix() for path in paths if not {"__pycache__", "build", "dist"} & {*path.parts})
 
 
 @cache
@@ -195,7 +196,7 @@ COMMENT = {
 
 def comments(name: str) -> str:
     """Comments and docstrings of a source file."""
-    path, text = Path(name), (ROOT / name).read_text("utf-8")
+    path, text = Path(name), (ROOT / name).read_text("utf-8", errors="replace")
     if path.suffix != ".py":
         return "\n".join(re.findall(COMMENT[path.suffix], text))
     found = [token.string for token in generate_tokens(StringIO(text).readline) if token.type == COMMENT_TOKEN]
