@@ -194,6 +194,14 @@ def test_events_that_are_passed_on_are_the_same_for_any_cut(cuts: list[int]) -> 
     assert found == BYTES.split(b"\n\n")[:-1]
 
 
+def test_an_empty_piece_changes_nothing() -> None:
+    for cut in range(len(BYTES) + 1):
+        splitter = EventSplitter()
+        pieces = [BYTES[:cut], b"", b"", BYTES[cut:]]
+        assert [event for piece in pieces for event in splitter.feed(piece)] == BYTES.split(b"\n\n")[:-1]
+        assert parse(pieces)[-1] == "[DONE]"
+
+
 def test_fields_of_the_standard() -> None:
     data = b": comment\nevent: x\ndata: a\ndata:b\nid: 1\n\n\n\nretry: 5\n\ndata\n\ndata: cut off"
     assert parse([data]) == ["a\nb", ""]

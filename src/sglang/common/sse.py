@@ -62,6 +62,8 @@ class EventSplitter:
         self._rest: list[bytes] = []
 
     def feed(self, piece: bytes) -> list[bytes]:
+        if not piece:
+            return []
         if self._rest:
             self._rest.append(piece)
             if b"\n\n" not in piece and not (piece[:1] == b"\n" and self._rest[-2][-1:] == b"\n"):
