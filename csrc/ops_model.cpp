@@ -104,10 +104,22 @@ static void gated_linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, cons
 
 static void gate(Runtime& rt, Obj gate_in, Obj up, Obj out, Obj rows, const std::string& fn) {
   Call c("gate");
-  Activation& o = c.handle<Activation>(out, "out");
-  auto g = c.mat<float>(gate_in, "gate", o.view.width), u = c.mat<float>(up, "up", o.view.width);
-  const int n = smaller(smaller(g.rows, u.rows), o.max_rows);
-  rt.run(make_op("gate", rt.kernels().gate, GateArgs{g.p, u.p, g.ld, u.ld, o.view, gate_of(c, fn), c.rows(rows), n}), c.keep);
+  ActView view;
+  int max_rows;
+  if (nb::isinstance<Activation>(out)) {
+    Activation& o = c.handle<Activation>(out, "out");
+    view = o.view, max_rows = o.max_rows;
+  } else {
+    auto o = c.out_mat<float>(out, "out", 1);
+    view = {nullptr, o.p, o.cols, (o.cols + 31) / 32, int(o.ld)}, max_rows = o.rows;
+  }
+  auto g = c.mat<float>(gate_in, "gate", view.width), u = c.mat<float>(up, "up", view.width);
+  if (!view.q) {
+    const Matrix<float> o{view.f, max_rows, view.width, size_t(view.stride)};
+    c.apart(o, g, "out"), c.apart(o, u, "out");
+  }
+  const int n = smaller(smaller(g.rows, u.rows), max_rows);
+  rt.run(make_op("gate", rt.kernels().gate, GateArgs{g.p, u.p, g.ld, u.ld, view, gate_of(c, fn), c.rows(rows), n}), c.keep);
 }
 
 static void store(Runtime& rt, Obj x, Obj out, Obj rows) {

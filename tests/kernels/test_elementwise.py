@@ -120,6 +120,18 @@ def test_gate_reads_column_ranges(ops: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [5, 64, 100])
+def test_gate_into_columns(ops: Any, width: int) -> None:
+    """What lies beside the columns and below the rows stays."""
+    rng = np.random.default_rng(width)
+    x, up = (rng.standard_normal((6, width), np.float32) for _ in range(2))
+    wide = np.full((7, width + 3), 7, np.float32)
+    ops.gate(x, up, wide[:, 1 : 1 + width], ints(6), gate_fn="gelu_tanh")
+    close(wide[:6, 1 : 1 + width], gate_oracle(x, "gelu_tanh") * up, 1e-5)
+    np.testing.assert_array_equal(wide[6], 7)
+    np.testing.assert_array_equal(wide[:, [0, -1]], 7)
+
+
+@pytest.mark.parametrize("width", [5, 64, 100])
 def test_ops_on_residual_streams(ops: Any, width: int) -> None:
     """On column ranges, with rows that do not count, and a row of zeros."""
     rng = np.random.default_rng(width)

@@ -168,6 +168,8 @@ def test_what_is_written_must_not_be_read_by_others(parts: Parts) -> None:
     refused(lambda: p.ops.linear(p.weight, p.activation, p.out, p.rows, bias=p.out[3]), "share")
     refused(lambda: p.ops.segment_attention(
         wide[:, :48], ints(0, 8), wide[:, 32:48], begin=0, end=8, num_heads=1, head_dim=16, scale=1.0), "share")  # fmt: skip
+    refused(lambda: p.ops.gate(left, right, middle, p.rows, gate_fn="silu"), "share")
+    refused(lambda: p.ops.gate(left, right, left, p.rows, gate_fn="silu"), "share")
     refused(lambda: p.ops.gated_linear(p.gated, p.activation, p.activation, p.rows, gate="silu"), "read")
     p.ops.gather_rows(left, p.eight, right, p.rows)  # columns side by side are apart
     p.ops.rms_norm(p.x, p.ones, p.x, p.rows, eps=1e-5)  # row by row in place is one thread's

@@ -158,6 +158,10 @@ def test_gates_and_activations(pair: Pair, fn: str) -> None:
         REFERENCE.gate(a[:, :28], a[:, 28:], want, ints(3), gate_fn=fn)
         pair.ops.gate(b[:, :28], b[:, 28:], got, rows, gate_fn=fn)
         pair.check(got, want, 3)
+        columns = pair.ops.array(np.zeros((4, 30), np.float32))
+        pair.ops.gate(b[:, :28], b[:, 28:], columns[:, 1:29], rows, gate_fn=fn)
+        close(columns[:3, 1:29].numpy(), want.data[:3], 1e-2)
+        assert not columns[3].any() and not columns[:, [0, 29]].any()
 
 
 def test_rows_of_pictures(exact: Any) -> None:

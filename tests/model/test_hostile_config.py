@@ -22,7 +22,7 @@ from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutat
 from tests.model.quantised import FORMS, save_quantised
 from tests.model.tiny import save_model
 from tests.model.vision import randomise, save_qwen
-from tests.model.vision_families import glm4v, internvl, llava, llava_next, mistral3, pixtral
+from tests.model.vision_families import gemma4, glm4v, internvl, llava, llava_next, mistral3, pixtral
 
 ALSO = (
     *(
@@ -43,6 +43,7 @@ SEEING: dict[str, Callable[[], Any]] = {
     "Mistral 3": mistral3,
     "InternVL": internvl,
     "GLM-4V": glm4v,
+    "Gemma 4": gemma4,
 }
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gptq", "w8a8", "fp8 tiles", "Qwen2VL", "Qwen2_5_VL", *SEEING)
 

@@ -27,6 +27,7 @@ from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.intake import TokenLines
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
+from sglang.srt.server.multimodal.processors.gemma4 import Gemma4Processor
 from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
 from sglang.srt.server.multimodal.processors.pixtral import PixtralProcessor
 from sglang.srt.server.multimodal.processors.registry import create_processor
@@ -42,6 +43,7 @@ from tests.model.vision_families import (
     QWEN3,
     QWEN3_5,
     gemma3,
+    gemma4,
     glm4v,
     internvl,
     llava,
@@ -94,6 +96,11 @@ def _gemma3_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
     return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
 
 
+def _gemma4_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
+    found = processor(images=images, return_tensors="pt")
+    return {name: found[name] for name in ("pixel_values", "image_position_ids")}
+
+
 def _llava_one_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
     return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
 
@@ -121,6 +128,8 @@ _CLIP_PROCESSOR = ("clip.image_processing_pil_clip", "CLIPImageProcessorPil")
 _NEXT_PROCESSOR = ("llava_next.image_processing_pil_llava_next", "LlavaNextImageProcessorPil")
 _PIXTRAL_PROCESSOR = ("pixtral.image_processing_pil_pixtral", "PixtralImageProcessorPil")
 _INTERNVL_PROCESSOR = ("got_ocr2.image_processing_pil_got_ocr2", "GotOcr2ImageProcessorPil")
+_GEMMA4_PROCESSOR = ("gemma4.image_processing_pil_gemma4", "Gemma4ImageProcessorPil")
+_BUDGET = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 140}
 _CROPPED = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 _TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
 CASES = {
@@ -129,6 +138,15 @@ CASES = {
         ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"),
         {"size": {"height": 28, "width": 28}},
         _gemma3_inputs,
+    ),
+    "gemma4": Case(gemma4, _GEMMA4_PROCESSOR, _BUDGET, _gemma4_inputs),
+    "gemma4, large": Case(
+        lambda: gemma4(
+            {"use_clipped_linears": True, "standardize": True}, use_bidirectional_attention="vision", num_kv_shared_layers=2
+        ),
+        _GEMMA4_PROCESSOR,
+        _BUDGET,
+        _gemma4_inputs,
     ),
     "qwen2_5_vl": Case(lambda: qwen("Qwen2_5_VL", QWEN2_5), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
     "qwen3_vl": Case(lambda: qwen("Qwen3VL", QWEN3), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
@@ -257,7 +275,7 @@ def check_logits(family: Family, ops: Ops, prompt: list[Any]) -> None:
     axes = family.ours.positions(len(ids), list(zip(pictures, spans, strict=True)))
     if isinstance(family.ours, Gemma3Processor):
         inputs["token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
-    if axes is not None and images:
+    if images and (axes is not None or isinstance(family.ours, Gemma4Processor)):
         inputs["mm_token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
     with torch.no_grad():
         want = np.asarray(family.model(input_ids=torch.tensor([ids]), **inputs).logits[0])
@@ -347,7 +365,7 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
         inputs = family.case.inputs(family.image_processor, images) if images else {}
         if isinstance(family.ours, Gemma3Processor):
             inputs["token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
-        if images and family.ours.positions(0, []) is not None:
+        if images and (family.ours.positions(0, []) is not None or isinstance(family.ours, Gemma4Processor)):
             inputs["mm_token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
         with torch.no_grad():
             out = family.model.generate(

@@ -10,6 +10,7 @@ import pytest
 from sglang.srt.model.kernels.cpu import CpuOps
 from tests.model.test_vision_pictures import (
     _CLIP_PROCESSOR,
+    _GEMMA4_PROCESSOR,
     _INTERNVL_PROCESSOR,
     _NEXT_PROCESSOR,
     _PIXTRAL_PROCESSOR,
@@ -17,6 +18,7 @@ from tests.model.test_vision_pictures import (
     Case,
     Family,
     _gemma3_inputs,
+    _gemma4_inputs,
     _internvl_inputs,
     _llava_inputs,
     _llava_next_inputs,
@@ -28,7 +30,7 @@ from tests.model.test_vision_pictures import (
     make_family,
 )
 from tests.model.vision import IMAGE
-from tests.model.vision_families import QWEN2_5, QWEN3, SIGLIP, SIZES
+from tests.model.vision_families import QWEN2_5, QWEN3, SIGLIP, SIZES, gemma4
 
 LONG = SIZES | {"max_position_embeddings": 16384}
 SIDES = [[384 * down, 384 * across] for down in range(1, 7) for across in range(1, 7)]
@@ -79,6 +81,16 @@ def _gemma3() -> Any:
     ids = _ids(image_token_id=0, boi_token_index=2, eoi_token_index=3)
     config = t.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=256, **ids)
     return t.Gemma3ForConditionalGeneration(config)
+
+
+def _gemma4(bidirectional: str | None, **vision: Any) -> Any:
+    """google/gemma-4-E2B-it, google/gemma-4-31B-it: patches of 16, 280 rows an image, 10,240 positions an axis."""
+    return gemma4(
+        {"patch_size": 16, "position_embedding_size": 10240, **vision},
+        max_position_embeddings=16384,
+        sliding_window=512,
+        use_bidirectional_attention=bidirectional,
+    )
 
 
 def _qwen(name: str, vision: dict[str, Any]) -> Any:
@@ -191,6 +203,18 @@ CASES = {
         ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"),
         {"size": {"height": 896, "width": 896}},
         _gemma3_inputs,
+    ),
+    "gemma-4-E2B": Case(
+        lambda: _gemma4(None, use_clipped_linears=True),
+        _GEMMA4_PROCESSOR,
+        {"patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 280},
+        _gemma4_inputs,
+    ),
+    "gemma-4-31B": Case(
+        lambda: _gemma4("vision", standardize=True, head_dim=24, hidden_size=72),
+        _GEMMA4_PROCESSOR,
+        {"patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 280},
+        _gemma4_inputs,
     ),
     "Qwen2.5-VL-3B": Case(
         lambda: _qwen("Qwen2_5_VL", QWEN2_5 | {"patch_size": 14, "window_size": 112}),

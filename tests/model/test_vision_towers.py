@@ -50,7 +50,7 @@ def test_settings_of_towers(name: str, tmp_path: Path) -> None:
     check_logits(make_family(case, tmp_path), ReferenceOps(), PROMPTS["several, mixed sizes, text between"])
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "mistral3", "internvl"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "mistral3", "internvl", "gemma4, large"])
 def test_rows_do_not_depend_on_the_batch(name: str, tmp_path: Path) -> None:
     """With native kernels: encoded together or alone, the same bits."""
     family, rng = make_family(CASES[name], tmp_path), np.random.default_rng(2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tests.model.vision import IMAGE, TEXT
 
 SIZES = TEXT | {"vocab_size": 240, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -162,6 +164,42 @@ DELTA = {
     "num_hidden_layers": 3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
+
+
+GEMMA4 = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 3, "head_dim": 16}
+GEMMA4 |= {"num_key_value_heads": 3, "patch_size": 4, "position_embedding_size": 800}
+
+
+def gemma4(vision: dict[str, Any] | None = None, **text: Any) -> Any:
+    """Layers with windows see all of an image where `use_bidirectional_attention` is "vision", the others never."""
+    import torch
+    import transformers as t
+
+    kinds = ["sliding_attention", "full_attention"] * 2
+    sizes = {k: v for k, v in SIZES.items() if k not in ("rope_parameters", "num_hidden_layers")}
+    shape = {"num_hidden_layers": 4, "layer_types": kinds, "head_dim": 16, "global_head_dim": 32, "sliding_window": 100}
+    inputs = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": sizes["vocab_size"], "pad_token_id": 3}
+    ids = {"image_token_id": IMAGE, "boi_token_id": IMAGE + 2, "eoi_token_id": IMAGE + 3}
+    ids |= {"video_token_id": 201, "audio_token_id": 202}
+    config = t.Gemma4Config(
+        text_config=t.Gemma4TextConfig(**sizes | shape | inputs | text),
+        vision_config=GEMMA4 | (vision or {}),
+        audio_config=None,
+        **ids,
+    )
+    model = t.Gemma4ForConditionalGeneration(config)
+    rng = np.random.default_rng(1)
+    for name, found in model.named_buffers():
+        end = name.rpartition("_")[2]
+        if "vision_tower" in name and end in ("min", "max", "bias", "scale"):
+            values = {
+                "min": -0.8,
+                "max": 0.9,
+                "bias": rng.normal(0, 0.5, found.shape),
+                "scale": rng.uniform(0.5, 2, found.shape),
+            }
+            found.copy_(torch.as_tensor(values[end]))
+    return model
 
 
 def gemma3() -> Any:

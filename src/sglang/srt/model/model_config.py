@@ -111,6 +111,8 @@ class LayerInputs:
     width: int
     vocab_size: int
     """tokens that have such rows; the others take those of token 0"""
+    pad_id: int = 0
+    """whose rows an image's take"""
 
 
 @dataclass(frozen=True)

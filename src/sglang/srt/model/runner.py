@@ -189,6 +189,9 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     host = step.inputs.host
     host["rows"][0] = rows
     host["input_ids"][:rows] = batch.input_ids
+    if step.layer_inputs is not None:
+        for part in batch.embeds:  # an image's rows are those of the padding for each layer
+            host["input_ids"][part.row : part.row + part.count] = step.layer_inputs.pad_id
     host["previous"][:rows] = -1 if batch.previous is None else batch.previous
     host["positions"][:rows] = batch.positions
     host["slots"][:rows] = batch.out_cache_loc

@@ -60,6 +60,8 @@ class VisionConfig:
     """rows an image becomes, where that is fixed (Gemma 3)"""
     bidirectional_images: bool = False
     """whether the decoder's rows of an image see all of it, not only what stands before them (Gemma 3)"""
+    only_windows_see_ahead: bool = False
+    """with `bidirectional_images`: they do so in the layers that have a window alone (Gemma 4)"""
     class_row: bool = False
     """a learnt row stands before those of a tile's patches (CLIP)"""
     taken_layers: tuple[int, ...] = ()
@@ -77,6 +79,10 @@ class VisionConfig:
     rope_theta: float = 10000.0
     merger_size: int = 0
     """of the gated layer that makes a row of a square of patches (GLM-4V)"""
+    bounded: bool = False
+    """linear layers clip what they read and what they make (Gemma 4)"""
+    standardised: bool = False
+    """rows are shifted and scaled, channel by channel, before the last linear layer (Gemma 4)"""
     projector_bias: bool = True
     projector_eps: float = 1e-5
     tied_without_head: bool = False

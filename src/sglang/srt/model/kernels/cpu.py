@@ -336,7 +336,7 @@ class CpuOps(CpuStates, HostArrays):
         matrices = (bank.a_bits, bank.b_bits, bank.scales, bank.ranks, bank.columns, bank.max_rank)
         self.runtime.low_rank(*matrices, x, out, adapters.num_tiles, adapters.slots, adapters.starts, adapters.order)
 
-    def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
+    def gate(self, gate: Array, up: Array, out: Array | Activation, rows: Array, *, gate_fn: Gate) -> None:
         self.runtime.gate(gate, up, out, rows, gate_fn)
 
     def store(self, x: Array, out: Activation, rows: Array) -> None:

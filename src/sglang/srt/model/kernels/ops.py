@@ -331,8 +331,8 @@ class Ops(StateOps, Protocol):
         out: [max_rows, >= sum of widths]. Rows are batch-invariant. Rows without an adapter stay as they are."""
         ...
 
-    def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
-        """out[i] = f(gate[i]) * up[i]. gate, up: [max_rows, f], possibly column ranges."""
+    def gate(self, gate: Array, up: Array, out: Array | Activation, rows: Array, *, gate_fn: Gate) -> None:
+        """out[i] = f(gate[i]) * up[i]. gate, up: [max_rows, f], possibly column ranges; `out` is no part of them."""
         ...
 
     def store(self, x: Array, out: Activation, rows: Array) -> None:

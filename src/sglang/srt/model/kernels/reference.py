@@ -170,9 +170,9 @@ class ReferenceOps(ReferenceStates, HostArrays):
     def low_rank(self, bank: Any, x: Activation, out: Float, adapters: RowAdapters) -> None:
         bank.add(x.data, out, adapters)
 
-    def gate(self, gate: Float, up: Float, out: Activation, rows: Int, *, gate_fn: Gate) -> None:
+    def gate(self, gate: Float, up: Float, out: Float | Activation, rows: Int, *, gate_fn: Gate) -> None:
         n = int(rows[0])
-        out.data[:n] = apply_gate(gate[:n], gate_fn) * up[:n]
+        _data(out)[:n] = apply_gate(gate[:n], gate_fn) * up[:n]
 
     def store(self, x: Float, out: Activation, rows: Int) -> None:
         n = int(rows[0])

@@ -99,6 +99,7 @@ class LayerInputBuffers:
     last: Array  # [max_rows, width], of the last layer, for the rows that it computes
     gate: Array  # [max_rows, width]
     gated: Activation  # [max_rows, width]
+    pad_id: int  # the token whose rows an image's rows take
 
 
 @dataclass
@@ -239,7 +240,11 @@ def create_buffers(
     media = _media_buffers(ops, config, n) if config.vision is not None else None
     at, delta = inputs.arrays, hidden_rows(hidden)
     row_ends = media.inputs.arrays.get("row_ends") if media is not None else at.get("row_ends")
-    meta = _attention_meta(ops, inputs, req_to_token, row_ends)
+    meta = local_meta = _attention_meta(ops, inputs, req_to_token, row_ends)
+    if config.bidirectional:
+        local_meta = replace(meta, row_ends=at["local_ends"])
+    elif config.vision is not None and config.vision.only_windows_see_ahead:
+        meta = replace(meta, row_ends=None)
     return StepBuffers(
         inputs=inputs,
         rows=at["rows"],
@@ -248,7 +253,7 @@ def create_buffers(
         positions=at["positions"],
         slots=at["slots"],
         meta=meta,
-        local_meta=replace(meta, row_ends=at["local_ends"]) if config.bidirectional else meta,
+        local_meta=local_meta,
         window=config.sliding_window,
         every=ops.array(np.arange(n, dtype=np.int32)),
         x=ops.empty((n, hidden)),
@@ -309,7 +314,13 @@ def _layer_input_buffers(ops: Ops, config: ModelConfig, readers: Readers, n: int
     inputs, tokens = (ops.empty((n, config.num_layers * width), "hidden") for _ in range(2))
     last, gate = (ops.empty((n, width), "hidden") for _ in range(2))
     return LayerInputBuffers(
-        ops.activation(n, readers.layer_in), inputs, tokens, last, gate, ops.activation(n, readers.layer_out)
+        ops.activation(n, readers.layer_in),
+        inputs,
+        tokens,
+        last,
+        gate,
+        ops.activation(n, readers.layer_out),
+        config.layer_inputs.pad_id,
     )
 
 

@@ -58,11 +58,10 @@ def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> ModelConfig
 
 def parse_model_config(raw: Mapping[str, Any], source: Path, overrides: Mapping[str, Any]) -> ModelConfig:
     """A config.json's content as a ModelConfig; `source` is named in errors."""
-    seeing = find_vision_family(raw.get("architectures"))
-    if seeing is not None:
+    seeing, whole = find_vision_family(raw.get("architectures")), find_whole(raw.get("architectures"))
+    if seeing is not None and (whole is None or raw.get("vision_config") is not None):
         text = text_part(raw, seeing, source)
         return with_vision(parse_model_config(text, source, overrides), raw, text, seeing, source)
-    whole = find_whole(raw.get("architectures"))
     if whole is not None:
         config = parse_model_config(_decoder_part(raw, whole, source), source, overrides)
         return replace(config, layout=replace(config.layout, root=WHOLE_ROOT))
@@ -146,11 +145,8 @@ def _has_class(raw: Mapping[str, Any], name_of: Callable[[Family], str]) -> bool
 
 
 def _class_names() -> list[str]:
-    return [
-        *(f.class_name for f in FAMILIES),
-        *(f.whole_name for f in FAMILIES if f.whole_name),
-        *(f.class_name for f in VISION_FAMILIES),
-    ]
+    whole = (f.whole_name for f in FAMILIES if f.whole_name)
+    return list(dict.fromkeys((*(f.class_name for f in FAMILIES), *whole, *(f.class_name for f in VISION_FAMILIES))))
 
 
 def _common(fields: Fields, family: Family) -> ModelConfig:

@@ -328,11 +328,11 @@ class CudaOps(CudaStates):
     def low_rank(self, bank: Any, x: Activation, out: Tensor, adapters: RowAdapters) -> None:
         self._low_rank.add(bank, x.data, out, adapters, self._most(adapters.num_tiles, adapters.slots))
 
-    def gate(self, gate: Tensor, up: Tensor, out: Activation, rows: Tensor, *, gate_fn: Gate) -> None:
-        n, width = self._most(rows, gate, out.data), out.width
-        if n:
-            row_kernels.gate_kernel[(n, triton.cdiv(width, _COLUMNS))](
-                gate, up, out.data, rows, width, gate.stride(0), up.stride(0), out.data.stride(0), gate_fn, _COLUMNS, **self._early,
+    def gate(self, gate: Tensor, up: Tensor, out: Tensor | Activation, rows: Tensor, *, gate_fn: Gate) -> None:
+        to = _data(out)
+        if n := self._most(rows, gate, to):
+            row_kernels.gate_kernel[(n, triton.cdiv(to.shape[1], _COLUMNS))](
+                gate, up, to, rows, to.shape[1], gate.stride(0), up.stride(0), to.stride(0), gate_fn, _COLUMNS, **self._early,
             )  # fmt: skip
 
     def store(self, x: Tensor, out: Activation, rows: Tensor) -> None:

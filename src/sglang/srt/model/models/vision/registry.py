@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sglang.srt.model.configs.vision_config import VisionConfig
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.models.vision.gemma4 import Gemma4Vision
 from sglang.srt.model.models.vision.glm4v import GlmVision
 from sglang.srt.model.models.vision.intern_vit import InternVision
 from sglang.srt.model.models.vision.layers import Encoder
@@ -22,6 +23,7 @@ ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
     "llava": LlavaVision,
     "llava_next": TiledLlavaVision,
     "llava_onevision": TiledLlavaVision,
+    "gemma4": Gemma4Vision,
     "glm4v": GlmVision,
     "idefics": IdeficsVision,
     "internvl": InternVision,

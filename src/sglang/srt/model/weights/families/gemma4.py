@@ -80,7 +80,9 @@ def _with_inputs(fields: Fields, config: ModelConfig) -> ModelConfig:
     inputs = None
     if width:
         inputs = LayerInputs(
-            fields.count("hidden_size_per_layer_input"), min(fields.count("vocab_size_per_layer_input"), config.vocab_size)
+            fields.count("hidden_size_per_layer_input"),
+            min(fields.count("vocab_size_per_layer_input"), config.vocab_size),
+            _pad_id(fields, config),
         )
     return replace(
         config,
@@ -90,6 +92,13 @@ def _with_inputs(fields: Fields, config: ModelConfig) -> ModelConfig:
         layer_inputs=inputs,
         kv_owners=_kv_owners(fields, config),
     )
+
+
+def _pad_id(fields: Fields, config: ModelConfig) -> int:
+    value = fields.get("pad_token_id")
+    if value is not None and not (type(value) is int and 0 <= value < config.vocab_size):
+        raise fields.bad("pad_token_id", f"must be a token id below vocab_size ({config.vocab_size}), got {shown(value)}")
+    return value or 0
 
 
 def _kv_owners(fields: Fields, config: ModelConfig) -> tuple[int, ...]:

@@ -116,6 +116,40 @@ def _glm4v(fields: VisionFields) -> VisionConfig:
     )
 
 
+def _gemma4(fields: VisionFields) -> VisionConfig:
+    v, top = fields.vision, fields.top
+    width, heads = v.count("hidden_size", 768), v.count("num_attention_heads", 12)
+    if v.count("head_dim", 64) * heads != width or width // heads % 4:
+        raise v.bad("head_dim", f"must be {width} / {heads}, a multiple of 4")
+    if v.count("num_key_value_heads", 12) != heads:
+        raise v.bad("num_key_value_heads", f"must be num_attention_heads ({heads})")
+    rope = {"rope_type": "axial", "rope_theta": 100.0, **v.object("rope_parameters")}
+    rotation = Fields(rope, v.source, where="vision_config.rope_parameters.")
+    rotation.choice("rope_type", {"axial": True})
+    ahead = Fields(fields.text, top.source).get("use_bidirectional_attention") == "vision"
+    return VisionConfig(
+        kind="gemma4",
+        media_kinds=("image",),
+        num_layers=v.count("num_hidden_layers", 16, MAX_LAYERS),
+        hidden_size=width,
+        num_heads=heads,
+        intermediate_size=v.count("intermediate_size", 3072),
+        patch_size=fields.pixels("patch_size", 16),
+        out_size=decoder_width(fields),
+        image_token_id=top.count("image_token_id", 258880),
+        activation=v.choice("hidden_activation", GATED, "gelu_pytorch_tanh"),
+        norm_eps=v.number("rms_norm_eps", 1e-6, above=MIN_EPS, most=MAX_EPS),
+        merge_size=v.count("pooling_kernel_size", 3, MAX_MERGE),
+        num_positions=v.count("position_embedding_size", 10240),
+        rope_theta=rotation.number("rope_theta", above=1.0),
+        out_rows=top.count("vision_soft_tokens_per_image", 280),
+        bidirectional_images=ahead,
+        only_windows_see_ahead=ahead,
+        bounded=v.flag("use_clipped_linears"),
+        standardised=v.flag("standardize"),
+    )
+
+
 def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> VisionConfig:
     v = fields.vision
 
@@ -354,6 +388,13 @@ _DECODERS: dict[str, Any] = {"is_tied": "without head", "text_defaults": _TEXTS}
 
 VISION_FAMILIES = (
     VisionFamily("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", _gemma3, is_tied=True),
+    VisionFamily(
+        "Gemma4ForConditionalGeneration",
+        "Gemma4ForCausalLM",
+        _gemma4,
+        is_tied=True,
+        text_type="gemma4_text",
+    ),
     VisionFamily("MllamaForConditionalGeneration", "MllamaForCausalLM", _mllama, is_tied=None),
     VisionFamily("SmolVLMForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("Idefics3ForConditionalGeneration", "LlamaForCausalLM", _idefics),

@@ -15,7 +15,10 @@ _SPELLINGS = (
     (re.compile(r"^language_model\.model\."), "model."),
     (re.compile(r"^model\.text_model\."), "model."),
     (re.compile(r"^(model\.)?vision_tower\.vision_model\."), "vision_tower."),
-    (re.compile(r"^model\.(visual|vision_tower|vision_model|multi_modal_projector|connector|image_newline)\b"), r"\1"),
+    (
+        re.compile(r"^model\.(visual|vision_tower|vision_model|multi_modal_projector|connector|image_newline|embed_vision)\b"),
+        r"\1",
+    ),
 )
 """(what a file may say, what we say): transformers has moved the parts of these models about several times"""
 
@@ -116,6 +119,28 @@ def _glm4v(c: VisionConfig) -> Shapes:
     for name in ("gate_proj", "up_proj"):
         shapes |= _linear(f"visual.merger.{name}", c.merger_size, c.out_size, False)
     return shapes | _linear("visual.merger.down_proj", c.out_size, c.merger_size, False)
+
+
+def _gemma4(c: VisionConfig) -> Shapes:
+    at = "vision_tower.patch_embedder"
+    shapes = _linear(f"{at}.input_proj", c.hidden_size, c.num_channels * c.patch_size**2, False)
+    shapes[f"{at}.position_embedding_table"] = (2, c.num_positions, c.hidden_size)
+    for i in range(c.num_layers):
+        at = f"vision_tower.encoder.layers.{i}"
+        for name in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+            shapes |= _norm(f"{at}.{name}_layernorm", c.hidden_size, False)
+        for part in "qk":
+            shapes |= _norm(f"{at}.self_attn.{part}_norm", c.head_dim, False)
+        linear = {f"self_attn.{part}_proj": (c.hidden_size, c.hidden_size) for part in "qkvo"}
+        linear |= {f"mlp.{part}_proj": (c.intermediate_size, c.hidden_size) for part in ("gate", "up")}
+        linear["mlp.down_proj"] = (c.hidden_size, c.intermediate_size)
+        for name, (rows, width) in linear.items():
+            shapes |= _linear(f"{at}.{name}.linear", rows, width, False)
+            if c.bounded:
+                shapes |= {f"{at}.{name}.{bound}": () for bound in ("input_min", "input_max", "output_min", "output_max")}
+    if c.standardised:
+        shapes |= {f"vision_tower.std_{part}": (c.hidden_size,) for part in ("bias", "scale")}
+    return shapes | _linear("embed_vision.embedding_projection", c.out_size, c.hidden_size, False)
 
 
 def _siglip(c: VisionConfig, prefix: str, normed: bool = True) -> Shapes:
@@ -238,6 +263,7 @@ def _internvl(c: VisionConfig) -> Shapes:
 
 _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "glm4v": _glm4v,
     "idefics": _idefics,
     "internvl": _internvl,

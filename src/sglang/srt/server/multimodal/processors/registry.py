@@ -12,6 +12,7 @@ from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor, first_line
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
+from sglang.srt.server.multimodal.processors.gemma4 import Gemma4Processor
 from sglang.srt.server.multimodal.processors.glm4v import GlmProcessor
 from sglang.srt.server.multimodal.processors.internvl import InternVLProcessor
 from sglang.srt.server.multimodal.processors.llava import LlavaNextProcessor, LlavaProcessor, OneVisionProcessor
@@ -25,6 +26,7 @@ TRIAL_SHAPE = (168, 224, 3)
 
 PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "gemma3": Gemma3Processor,
+    "gemma4": Gemma4Processor,
     "glm4v": GlmProcessor,
     "internvl": InternVLProcessor,
     "llava": lambda folder: PixtralProcessor(folder) if is_pixtral(folder) else LlavaProcessor(folder),
