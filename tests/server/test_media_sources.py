@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.limits.shares import Budget
 from sglang.srt.server.multimodal import fetching
-from sglang.srt.server.multimodal.addresses import LOOKUPS_OF_A_DOMAIN, Resolver, is_public
+from sglang.srt.server.multimodal.addresses import LOOKUPS_OF_A_CLIENT, OF_A_DOMAIN_AND_CLIENT, Resolver, is_public
 from sglang.srt.server.multimodal.fetched import Allowance
 from sglang.srt.server.multimodal.sources import Sources
+from tests.server.test_loop_time import MAX_SECONDS, timed_callbacks
 
 DATA = b"\x89PNG not really, but these are the bytes" * 20
 
@@ -115,7 +117,7 @@ def load(source: str | bytes, kind: str = "image", **options: Any) -> bytes:
             allowance = Allowance(limits.max_bytes, Budget(1 << 30, 1 << 30, "bytes"), "client")
             return bytes((await sources.load(source, kind, allowance)).data)
         finally:
-            await sources.close()
+            sources.close()
 
     return asyncio.run(run())
 
@@ -214,18 +216,46 @@ def test_names_that_are_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def run() -> None:
         resolver = Resolver()
-        slow = [asyncio.ensure_future(resolver.resolve(f"h{i}.slow.example", 80)) for i in range(100)]
+        slow = [asyncio.ensure_future(resolver.resolve(f"h{i}.slow.example", 80, "slow")) for i in range(100)]
         await asyncio.sleep(0.1)
-        assert len(asked) == LOOKUPS_OF_A_DOMAIN
-        assert [str(one) for one in await asyncio.wait_for(resolver.resolve("images.example.org", 80), 5)] == ["93.184.216.34"]
+        assert len(asked) == OF_A_DOMAIN_AND_CLIENT
+        assert [str(one) for one in await asyncio.wait_for(resolver.resolve("images.example.org", 80, "slow"), 5)] == ["93.184.216.34"]
         for one in slow:
             one.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
-        again = asyncio.ensure_future(resolver.resolve("h.slow.example", 80))
+        again = asyncio.ensure_future(resolver.resolve("h.slow.example", 80, "slow"))
         await asyncio.sleep(0.1)
-        assert len(asked) == LOOKUPS_OF_A_DOMAIN + 1  # the threads still run, though nobody waits
+        assert len(asked) == OF_A_DOMAIN_AND_CLIENT + 1  # the threads still run, though nobody waits
         release.set()
         await asyncio.wait_for(again, 5)
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    asyncio.run(run())
+
+
+def test_names_that_one_client_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever names many hosts whose name servers are silent leaves lookups to others: of all names, and of any domain."""
+    release, asked = threading.Event(), list[str]()
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        if host.startswith("slow"):
+            release.wait(20)
+        return [(0, 0, 0, "", ("93.184.216.34", port))]
+
+    async def run() -> None:
+        resolver = Resolver()
+        slow = [asyncio.ensure_future(resolver.resolve(f"slow{i}.{i % 10}.example", 80, "a")) for i in range(200)]
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if len(asked) == LOOKUPS_OF_A_CLIENT:
+                break
+        assert len(asked) == LOOKUPS_OF_A_CLIENT
+        for host in ("images.example.org", "images.3.example"):
+            assert len(await asyncio.wait_for(resolver.resolve(host, 80, "b"), 5)) == 1
+        release.set()
+        await asyncio.gather(*slow)
+        assert len(asked) == 202
 
     monkeypatch.setattr("socket.getaddrinfo", look_up)
     asyncio.run(run())
@@ -235,7 +265,7 @@ def test_name_is_resolved_once_and_that_address_is_used(server: str, monkeypatch
     """A resolver whose second answer differs (DNS rebinding) is never asked a second time."""
     answers = [["127.0.0.1"], ["203.0.113.7"]]
 
-    async def resolve(_: Resolver, host: str, port: int) -> list[Any]:
+    async def resolve(_: Resolver, host: str, port: int, client: str) -> list[Any]:
         assert host == "images.example"
         return [ipaddress.ip_address(a) for a in answers.pop(0)]
 
@@ -250,7 +280,7 @@ def test_redirect_is_followed_and_checked_again(server: str, monkeypatch: pytest
     port = server.rsplit(":", 1)[1]
     asked = []
 
-    async def resolve(_: Resolver, host: str, port: int) -> list[Any]:
+    async def resolve(_: Resolver, host: str, port: int, client: str) -> list[Any]:
         asked.append(host)
         return [ipaddress.ip_address("127.0.0.1")]
 
@@ -292,6 +322,117 @@ def test_compressed_answer_and_missing_page(server: str) -> None:
         load(f"{server}/gzip", allow_private=True)
     with pytest.raises(RequestError, match="status 404"):
         load(f"{server}/absent", allow_private=True)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+COSTLY = {
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "interim answers with headers": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"),
+    "a long head": (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+    "a long header": (b"HTTP/1.1 200 OK\r\na: ", b"b"),
+    "a long line": (b"HTTP/1.1 200 ", b"OK"),
+    "small chunks": (CHUNKED, b"1\r\nx\r\n"),
+    "sizes with zeros": (CHUNKED, b"0000000000000001\r\nx\r\n"),
+    "an extension": (CHUNKED + b"1;", b"x"),
+    "extensions": (CHUNKED, b"8;a=bcdefgh\r\nxxxxxxxx\r\n"),
+    "trailers": (CHUNKED + b"1\r\nx\r\n0\r\n", b"a: b\r\n"),
+}
+
+
+def raw_answers(begin: bytes, piece: bytes, end: bytes = b"", times: int = 1 << 30) -> tuple[str, list[int]]:
+    """A URL that is answered with these bytes, `piece` `times` times, and where the number of bytes that were taken will stand."""
+    listener, sent = socket.create_server(("127.0.0.1", 0)), list[int]()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.settimeout(20)
+            connection.recv(1 << 16)
+            total = len(begin)
+            try:
+                connection.sendall(begin)
+                for _ in range(times):
+                    connection.sendall(piece)
+                    total += len(piece)
+                connection.sendall(end)
+            except OSError:
+                pass
+            sent.append(total)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/x", sent
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_answers_that_cost_more_than_their_body(name: str) -> None:
+    """They end soon, and no piece of them keeps other requests waiting."""
+    begin, piece = COSTLY[name]
+    url, sent = raw_answers(begin, piece * (4096 // len(piece)))
+    times: list[tuple[float, str]] = []
+    with timed_callbacks(times), pytest.raises(RequestError, match="the connection failed"):
+        load(url, allow_private=True, timeout=20)
+    assert max(times)[0] < MAX_SECONDS, max(times)
+    for _ in range(1000):
+        if sent:
+            break
+        time.sleep(0.01)
+    assert sent[0] < 16 << 20  # most of it in the system's buffers
+
+
+@pytest.mark.parametrize(
+    "begin, piece, end, body",
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 1000, b"", b"x" * 1_000_000),
+        (CHUNKED, b"20\r\n" + b"y" * 32 + b"\r\n", b"0\r\n\r\n", b"y" * 32_000),
+        (CHUNKED, b"3E8;a=b\r\n" + b"y" * 1000 + b"\r\n", b"0\r\nEtag: 1\r\n\r\n", b"y" * 1_000_000),
+        (b"HTTP/1.1 103 Early Hints\r\nContent-Length: 3\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"z" * 1000, b"more", b"z" * 1_000_000),
+    ],
+)  # fmt: skip
+def test_answers_in_their_forms(begin: bytes, piece: bytes, end: bytes, body: bytes) -> None:
+    url, _ = raw_answers(begin, piece, end, 1000)
+    assert load(url, allow_private=True, timeout=20) == body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+        CHUNKED + b"9\r\nabc",
+        CHUNKED + b"3\r\nabc\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"\x16\x03\x01",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabcd",
+    ],
+)
+def test_answers_that_are_not_whole(answer: bytes) -> None:
+    url, _ = raw_answers(answer, b"x", times=0)
+    with pytest.raises(RequestError, match="the connection failed"):
+        load(url, allow_private=True, timeout=20)
+
+
+def test_one_client_leaves_places_of_a_host_to_others(server: str) -> None:
+    async def run() -> None:
+        sources = Sources(MediaOptions(allow_private=True, timeout=20))
+        budget = Budget(1 << 30, 1 << 30, "bytes")
+
+        def fetch(path: str, client: str) -> asyncio.Future[Any]:
+            return asyncio.ensure_future(sources.load(server + path, "image", Allowance(1 << 20, budget, client), client))
+
+        slow = [fetch("/slow", "a") for _ in range(fetching.FETCHES_FROM_A_HOST)]
+        while Handler.seen.count("/slow") < fetching.FROM_A_HOST_FOR_A_CLIENT:
+            await asyncio.sleep(0.01)
+        assert (await asyncio.wait_for(fetch("/ok", "b"), 10)).data == DATA
+        assert Handler.seen.count("/slow") == fetching.FROM_A_HOST_FOR_A_CLIENT
+        for one in slow:
+            one.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert (await asyncio.wait_for(fetch("/ok", "a"), 10)).data == DATA
+        sources.close()
+
+    asyncio.run(run())
 
 
 def test_nobody_listens() -> None:

@@ -111,6 +111,40 @@ class Shares:
         self._serve()
 
 
+class SharesByName:
+    """Shares of each of many things, as of every host: whoever holds all that one owner may have of a name leaves some of it to
+    others, and all of other names."""
+
+    def __init__(self, total: int, share: int, what: str) -> None:
+        self._total, self._share, self._what = total, share, what
+        self._by_name: dict[str, Shares] = {}
+
+    async def acquire(self, name: str, owner: str, patience: float | None = None) -> None:
+        """Raises OverloadError after `patience` seconds."""
+        shares = self._by_name.setdefault(name, Shares(self._total, self._share, self._what))
+        try:
+            await shares.acquire(owner, 1, patience)
+        finally:
+            self._forget_unused(name)
+
+    def release(self, name: str, owner: str) -> None:
+        self._by_name[name].release(owner, 1)
+        self._forget_unused(name)
+
+    @asynccontextmanager
+    async def place(self, name: str, owner: str, patience: float | None = None) -> AsyncIterator[None]:
+        await self.acquire(name, owner, patience)
+        try:
+            yield
+        finally:
+            self.release(name, owner)
+
+    def _forget_unused(self, name: str) -> None:
+        shares = self._by_name.get(name)
+        if shares is not None and not shares.used and not shares.is_wanted:
+            del self._by_name[name]
+
+
 class Budget:
     """A limit of all owners together and of each. Nothing waits here: beyond the limit there is an OverloadError, "too many
     WHAT"."""

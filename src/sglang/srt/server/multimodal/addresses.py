@@ -11,10 +11,12 @@ import contextlib
 import ipaddress
 import socket
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.server.limits.shares import Shares
+from sglang.srt.server.limits.shares import Shares, SharesByName
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -59,9 +61,10 @@ V4_INSIDE = (
 )
 """notations that hide an IPv4 address, and how far above the lowest bit it lies"""
 
-LOOKUPS = 64
-LOOKUPS_OF_A_DOMAIN = 8
-"""names that are being resolved at once, per domain: a name server that never answers delays only its own domain"""
+LOOKUPS, LOOKUPS_OF_A_CLIENT = 64, 48
+LOOKUPS_OF_A_DOMAIN, OF_A_DOMAIN_AND_CLIENT = 8, 6
+"""names that are being resolved at once: a name server that never answers delays only its own domain, and whoever asks for its names
+no other client"""
 LOOKUP_SECONDS = 20.0
 
 
@@ -81,29 +84,39 @@ class Resolver:
     """Looks names up, each on its own thread: the system's resolver cannot be interrupted, and may take half a minute."""
 
     def __init__(self) -> None:
-        self._lookups = Shares(LOOKUPS, LOOKUPS_OF_A_DOMAIN, "host names are being looked up")
+        self._domains = SharesByName(LOOKUPS_OF_A_DOMAIN, OF_A_DOMAIN_AND_CLIENT, "host names of one domain are being looked up")
+        self._lookups = Shares(LOOKUPS, LOOKUPS_OF_A_CLIENT, "host names are being looked up")
 
-    async def resolve(self, host: str, port: int) -> list[IPAddress]:
+    async def resolve(self, host: str, port: int, client: str) -> list[IPAddress]:
         """The addresses of a host name, in the resolver's order. Raises RequestError if there are none."""
         try:
             return [ipaddress.ip_address(host)]
         except ValueError:
             pass
         domain = ".".join(host.rstrip(".").split(".")[-2:])
-        await self._lookups.acquire(domain, 1, LOOKUP_SECONDS)
+        await self._domains.acquire(domain, client, LOOKUP_SECONDS)
         try:
-            found = await self._look_up(host, port, domain)
+            await self._lookups.acquire(client, 1, LOOKUP_SECONDS)
+        except BaseException:
+            self._domains.release(domain, client)
+            raise
+        try:
+            found = await self._look_up(host, port, partial(self._release, domain, client))
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"the host {host!r} of an image URL cannot be resolved") from error
         return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
 
-    def _look_up(self, host: str, port: int, domain: str) -> asyncio.Future[list[Any]]:
-        """Its place in `_lookups` is free again when the thread has ended, and not when the caller has gone."""
+    def _release(self, domain: str, client: str) -> None:
+        self._lookups.release(client, 1)
+        self._domains.release(domain, client)
+
+    def _look_up(self, host: str, port: int, release: Callable[[], None]) -> asyncio.Future[list[Any]]:
+        """`release` is called when the thread has ended, and not when the caller has gone."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
 
         def settle(result: list[Any], error: Exception | None) -> None:
-            self._lookups.release(domain, 1)
+            release()
             if future.done():
                 return
             if error is not None:
@@ -124,6 +137,6 @@ class Resolver:
         try:
             threading.Thread(target=run, name="host-name", daemon=True).start()
         except RuntimeError:  # no more threads
-            self._lookups.release(domain, 1)
+            release()
             raise OverloadError("the server has no room to look up the host of an image URL; try again later") from None
         return future

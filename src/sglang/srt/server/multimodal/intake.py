@@ -163,7 +163,7 @@ class MediaIntake:
             self._tidying.cancel()
         self._decoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await self._sources.close()
+        self._sources.close()
 
     async def take(self, tasks: Sequence[MediaTask], context_len: int) -> list[MediaPrompt]:
         """The prompts of one request with their images in them. Raises RequestError and OverloadError."""

@@ -57,16 +57,15 @@ def _is_file(path: Path) -> bool:
 
 
 class Sources:
-    """Turns what a request names into bytes, within the limits of `options`. One per server; `close` ends its connections."""
+    """Turns what a request names into bytes, within the limits of `options`. One per server; `close` ends its threads."""
 
     def __init__(self, options: MediaOptions) -> None:
         self._options = options
         self._fetcher = Fetcher(options)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="media-bytes")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await self._fetcher.close()
 
     async def aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Short work on bytes, off the event loop."""
