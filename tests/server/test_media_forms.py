@@ -183,7 +183,7 @@ async def test_data_uris() -> None:
     for head in ("data:video;base64", "data:imageless;base64", "data:text;base64"):
         with pytest.raises(RequestError, match="is no image"):
             await sources.load(f"{head},{text}", "image", allowance)
-    await sources.close()
+    sources.close()
 
 
 def test_how_closely_to_look() -> None:

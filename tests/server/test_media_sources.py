@@ -219,7 +219,9 @@ def test_names_that_are_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
         slow = [asyncio.ensure_future(resolver.resolve(f"h{i}.slow.example", 80, "slow")) for i in range(100)]
         await asyncio.sleep(0.1)
         assert len(asked) == OF_A_DOMAIN_AND_CLIENT
-        assert [str(one) for one in await asyncio.wait_for(resolver.resolve("images.example.org", 80, "slow"), 5)] == ["93.184.216.34"]
+        assert [str(one) for one in await asyncio.wait_for(resolver.resolve("images.example.org", 80, "slow"), 5)] == [
+            "93.184.216.34"
+        ]
         for one in slow:
             one.cancel()
         await asyncio.gather(*slow, return_exceptions=True)

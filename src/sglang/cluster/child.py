@@ -17,6 +17,7 @@ from typing import Any
 
 from sglang.cluster.model_list import ServedModel, write_flags, write_private
 from sglang.cluster.upstream import Address, Upstream, UpstreamLost
+from sglang.common.deadlines import wait_for
 from sglang.common.server_process import descendants, how_it_ended
 from sglang.srt.server.http.auth import TOKEN_HEADER
 
@@ -173,7 +174,7 @@ class Child:
             await asyncio.sleep(ASK_SECONDS)
             try:
                 with contextlib.suppress(UpstreamLost):
-                    await asyncio.wait_for(self.upstream.ask("GET", "/health"), ANSWER_SECONDS)
+                    await wait_for(self.upstream.ask("GET", "/health"), ANSWER_SECONDS)
                 silences = 0
             except asyncio.TimeoutError:
                 silences += 1
@@ -200,7 +201,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), LAST_SECONDS)
+                await wait_for(process.wait(), LAST_SECONDS)
             except asyncio.TimeoutError:
                 process.kill()
                 await process.wait()
@@ -224,7 +225,7 @@ async def planned_bytes(model: ServedModel, folder: Path) -> int:
         start_new_session=True,
     )
     try:
-        out, errors = await asyncio.wait_for(process.communicate(), PLAN_SECONDS)
+        out, errors = await wait_for(process.communicate(), PLAN_SECONDS)
     except asyncio.TimeoutError:
         process.kill()
         raise LoadFailed(f"its files could not be read within {PLAN_SECONDS:g} s") from None

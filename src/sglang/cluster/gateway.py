@@ -34,6 +34,7 @@ from sglang.cluster.servers import Server, Servers
 from sglang.cluster.upstream import Headers, UpstreamLost
 from sglang.cluster.viewers import PATH as OF_VIEWERS
 from sglang.cluster.viewers import Viewers
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import DeadlineError, EngineDeadError, NoSuchModelError, OverloadError, SglangError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.http.app import batch_app
@@ -421,7 +422,7 @@ class Gateway:
         async def ask(lease: AbstractAsyncContextManager[Server]) -> None:
             with contextlib.suppress(OverloadError, EngineDeadError, UpstreamLost, asyncio.TimeoutError):
                 async with lease as child:
-                    head, text = await asyncio.wait_for(child.upstream.ask("GET", "/metrics"), LOOK_SECONDS)
+                    head, text = await wait_for(child.upstream.ask("GET", "/metrics"), LOOK_SECONDS)
                 if head.status == 200:
                     replica = child.replica
                     texts.append(labelled_metrics(text.decode(), replica) if replica else text.decode())

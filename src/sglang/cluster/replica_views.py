@@ -17,6 +17,7 @@ import msgspec
 
 from sglang.cluster.servers import Server
 from sglang.cluster.upstream import Exchange, Head, Headers, UpstreamLost
+from sglang.common.deadlines import wait_for
 from sglang.common.sse import EventSplitter
 from sglang.srt.errors import OverloadError, SglangError
 from sglang.srt.messages import SchedulerStats
@@ -46,7 +47,7 @@ class ReplicaViews:
         """The answer of a replica that does not show itself; None if one does. Raises OverloadError."""
         for name in self._names():
             with contextlib.suppress(SglangError, UpstreamLost, asyncio.TimeoutError):
-                exchange, head = await asyncio.wait_for(self._ask(name), OPEN_SECONDS)
+                exchange, head = await wait_for(self._ask(name), OPEN_SECONDS)
                 try:
                     return None if head.status == 200 else (head, await _rest(exchange))
                 finally:
@@ -59,7 +60,7 @@ class ReplicaViews:
             while True:
                 self._follow_all(self._names())
                 with contextlib.suppress(asyncio.TimeoutError):
-                    yield await asyncio.wait_for(self._events.get(), LOOK_SECONDS)
+                    yield await wait_for(self._events.get(), LOOK_SECONDS)
         finally:
             for _, task in self._open.values():
                 task.cancel()
@@ -75,7 +76,7 @@ class ReplicaViews:
         """Until the replica's stream ends."""
         has_told = False
         with contextlib.suppress(SglangError, UpstreamLost, asyncio.TimeoutError):
-            exchange, head = await asyncio.wait_for(self._ask(name), OPEN_SECONDS)
+            exchange, head = await wait_for(self._ask(name), OPEN_SECONDS)
             blocks = EventSplitter()
             try:
                 while head.status == 200 and (piece := await exchange.read()):

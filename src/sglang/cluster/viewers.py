@@ -13,6 +13,7 @@ from sglang.cluster.relay import Lost, Relay, headers_back, headers_for, target_
 from sglang.cluster.replica_views import ReplicaViews
 from sglang.cluster.servers import Servers
 from sglang.cluster.upstream import Upstream
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.limits.json_limits import Pieces
 
@@ -48,7 +49,7 @@ class Viewers:
             if not has_begun:
                 raise OverloadError("the server is shutting down") from None
             with contextlib.suppress(OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(send({"type": "http.response.body", "body": b"", "more_body": False}), END_SECONDS)
+                await wait_for(send({"type": "http.response.body", "body": b"", "more_body": False}), END_SECONDS)
         finally:
             self._open.discard(relaying)
 

@@ -27,6 +27,7 @@ from sglang.cluster.ray import live
 from sglang.cluster.ray.deployment import Deployment
 from sglang.cluster.route_key import RouteKey
 from sglang.cluster.upstream import Address, Upstream
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import EngineDeadError, OverloadError, StateLostError
 
 logger = logging.getLogger("sglang")
@@ -284,7 +285,7 @@ class RayPool:
             response = self._handle.lease.remote(asked)
             try:
                 places = aiter(response)
-                server = self._server(await asyncio.wait_for(anext(places), min(left, turn)))
+                server = self._server(await wait_for(anext(places), min(left, turn)))
                 self._note_slow(router, asked, server.replica)
                 lease = Lease(response, places, server)
                 if fingerprint in ("", lease.server.fingerprint):

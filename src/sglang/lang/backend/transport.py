@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 
+from sglang.common.deadlines import wait_for
+
 MAX_HEAD_LEN = 1 << 16
 _READ_LEN = 1 << 16
 
@@ -120,7 +122,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
             connection.close()
         try:
             opening = asyncio.open_connection(self._host, self._port, limit=MAX_HEAD_LEN)
-            return _Connection(*await asyncio.wait_for(opening, timeout))
+            return _Connection(*await wait_for(opening, timeout))
         except asyncio.TimeoutError as error:
             raise httpx.ConnectTimeout(f"no connection to {self._host}:{self._port} in time") from error
         except OSError as error:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sglang.common.deadlines import wait_for
 from sglang.lang.backend.base import BaseBackend, Prompt
 from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
@@ -76,7 +77,7 @@ class PrefixGate:
         assert self._open is not None and self._full is not None
         try:
             try:
-                await asyncio.wait_for(self._full.wait(), GATHER_SECONDS)
+                await wait_for(self._full.wait(), GATHER_SECONDS)
             except asyncio.TimeoutError:
                 pass
             prompts, self._prompts = self._prompts, []

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sglang.common.deadlines import wait_for
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
 from sglang.lang.ir import Expr, Gen
@@ -43,7 +44,7 @@ class AsyncProgramState(StateBase):
     async def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """The backend's metadata of a variable, or None. Raises TimeoutError."""
         try:
-            await asyncio.wait_for(self.get_var(name), timeout)
+            await wait_for(self.get_var(name), timeout)
         except KeyError:
             return None
         except asyncio.TimeoutError as error:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sglang.common.deadlines import wait_for
 from sglang.common.interrupts import children_without_interrupts
 from sglang.common.server_process import how_it_ended
 from sglang.srt.config import RuntimeConfig
@@ -89,7 +90,7 @@ class SchedulerProcess:
             await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not message.done():
                 with contextlib.suppress(asyncio.TimeoutError):  # its last word may still be on the way
-                    await asyncio.wait_for(asyncio.shield(message), 0.5)
+                    await wait_for(asyncio.shield(message), 0.5)
             return message.result() if message.done() else None
         finally:
             ended.cancel()
@@ -124,7 +125,7 @@ class SchedulerProcess:
         if self._process.poll() is None:
             self.link.send(ShutdownReq())
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.wait(), timeout)
+                await wait_for(self.wait(), timeout)
         if self._process.poll() is None:
             self._process.kill()
             await self.wait()

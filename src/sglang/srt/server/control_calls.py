@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import EngineDeadError, OverloadError
 from sglang.srt.messages import ControlReply, PauseReq, ToScheduler, ViewReq
 
@@ -34,7 +35,7 @@ class ControlCalls:
         self._waiting[call_id] = future
         self._send(make(call_id))
         try:
-            return await asyncio.wait_for(future, seconds)
+            return await wait_for(future, seconds)
         except asyncio.TimeoutError as error:
             raise OverloadError(f"the scheduler did not answer within {seconds:g} s") from error
         finally:

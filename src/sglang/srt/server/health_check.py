@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import SglangError
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
@@ -41,7 +42,7 @@ class HealthCheck:
         enter_scope(RequestScope(time.monotonic()))  # of this task: nobody's share of the queue is used
         try:
             if self._embed is not None:
-                return bool(await asyncio.wait_for(self._embed([[0]]), timeout))
+                return bool(await wait_for(self._embed([[0]]), timeout))
             return await self._generates(timeout)
         except (SglangError, asyncio.TimeoutError):
             return False

@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.config import AdapterOptions, HttpOptions, TextOptions
 from sglang.srt.errors import (
     DeadlineError,
@@ -297,7 +298,7 @@ class TokenizerManager:
         scope, limit = current_scope(), self._time_limit()
         left = math.inf if limit is None else scope.arrived_at + limit - time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._back.wait(), max(min(AWAY_SECONDS, left), 0.0))
+            await wait_for(self._back.wait(), max(min(AWAY_SECONDS, left), 0.0))
         self._check_open()
         if self._away is not None and left < AWAY_SECONDS:
             raise DeadlineError(f"the request was not finished after {limit:g} s")

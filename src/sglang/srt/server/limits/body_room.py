@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.limits.shares import Shares
@@ -45,7 +46,7 @@ class BodyLease:
             if left <= 0 and self._room.is_wanted:
                 raise OverloadError("the body came too slowly while others were waiting; try again later")
             try:
-                return await asyncio.wait_for(receive(), max(left, 1.0))
+                return await wait_for(receive(), max(left, 1.0))
             except asyncio.TimeoutError:
                 continue
 

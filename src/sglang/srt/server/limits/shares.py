@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import OverloadError
 
 Waiter = tuple[int, "asyncio.Future[None]"]
@@ -54,7 +55,7 @@ class Shares:
         self._waiting.setdefault(owner, deque()).append((amount, future))
         self._serve()
         try:
-            await asyncio.wait_for(asyncio.shield(future), patience)
+            await wait_for(asyncio.shield(future), patience)
         except asyncio.TimeoutError:
             self._leave(owner, amount, future)
             raise OverloadError(f"too many {self._what} at once: try again later") from None

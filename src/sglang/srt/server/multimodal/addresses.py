@@ -84,7 +84,9 @@ class Resolver:
     """Looks names up, each on its own thread: the system's resolver cannot be interrupted, and may take half a minute."""
 
     def __init__(self) -> None:
-        self._domains = SharesByName(LOOKUPS_OF_A_DOMAIN, OF_A_DOMAIN_AND_CLIENT, "host names of one domain are being looked up")
+        self._domains = SharesByName(
+            LOOKUPS_OF_A_DOMAIN, OF_A_DOMAIN_AND_CLIENT, "host names of one domain are being looked up"
+        )
         self._lookups = Shares(LOOKUPS, LOOKUPS_OF_A_CLIENT, "host names are being looked up")
 
     async def resolve(self, host: str, port: int, client: str) -> list[IPAddress]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.http.wire_numbers import whole_number
@@ -62,7 +63,7 @@ class Fetcher:
         first, patience = self._parse(source, kind), self._options.timeout
         async with self._hosts.place(f"{first.host}:{first.port}", client, patience), self._places.place(client, 1, patience):
             try:
-                return await asyncio.wait_for(self._follow(first, source, kind, allowance, client), self._options.timeout)
+                return await wait_for(self._follow(first, source, kind, allowance, client), self._options.timeout)
             except asyncio.TimeoutError as error:
                 raise RequestError(
                     f"fetching the {kind} {shorten(source)!r} took longer than {self._options.timeout:g} s"

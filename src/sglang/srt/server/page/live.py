@@ -18,6 +18,7 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from sglang.common.deadlines import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.machine_view import NodeView
 from sglang.srt.messages import TokenizedReq, ViewDelta
@@ -122,7 +123,7 @@ class LiveHub:
                 continue
             viewer.news.clear()
             try:
-                await asyncio.wait_for(viewer.news.wait(), ALIVE_SECONDS)
+                await wait_for(viewer.news.wait(), ALIVE_SECONDS)
             except asyncio.TimeoutError:
                 yield b": nothing new\n\n"
 
