@@ -17,7 +17,7 @@ from typing import Any
 
 from sglang.cluster.model_list import ServedModel, write_flags, write_private
 from sglang.cluster.upstream import Address, Upstream, UpstreamLost
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.common.server_process import descendants, how_it_ended
 from sglang.srt.server.http.auth import TOKEN_HEADER
 

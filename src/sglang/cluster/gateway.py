@@ -34,7 +34,7 @@ from sglang.cluster.servers import Server, Servers
 from sglang.cluster.upstream import Headers, UpstreamLost
 from sglang.cluster.viewers import PATH as OF_VIEWERS
 from sglang.cluster.viewers import Viewers
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import DeadlineError, EngineDeadError, NoSuchModelError, OverloadError, SglangError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.http.app import batch_app

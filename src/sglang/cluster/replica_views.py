@@ -17,7 +17,7 @@ import msgspec
 
 from sglang.cluster.servers import Server
 from sglang.cluster.upstream import Exchange, Head, Headers, UpstreamLost
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.common.sse import EventSplitter
 from sglang.srt.errors import OverloadError, SglangError
 from sglang.srt.messages import SchedulerStats

@@ -13,7 +13,7 @@ from sglang.cluster.relay import Lost, Relay, headers_back, headers_for, target_
 from sglang.cluster.replica_views import ReplicaViews
 from sglang.cluster.servers import Servers
 from sglang.cluster.upstream import Upstream
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.limits.json_limits import Pieces
 

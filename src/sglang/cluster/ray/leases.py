@@ -27,7 +27,7 @@ from sglang.cluster.ray import live
 from sglang.cluster.ray.deployment import Deployment
 from sglang.cluster.route_key import RouteKey
 from sglang.cluster.upstream import Address, Upstream
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import EngineDeadError, OverloadError, StateLostError
 
 logger = logging.getLogger("sglang")

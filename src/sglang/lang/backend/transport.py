@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 
 MAX_HEAD_LEN = 1 << 16
 _READ_LEN = 1 << 16

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.lang.backend.base import BaseBackend, Prompt
 from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of

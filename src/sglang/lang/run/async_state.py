@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
 from sglang.lang.ir import Expr, Gen

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sglang.common.deadlines import wait_for
-from sglang.common.interrupts import children_without_interrupts
+from sglang.common.interrupts import children_without_interrupts, wait_for
 from sglang.common.server_process import how_it_ended
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import ConfigError

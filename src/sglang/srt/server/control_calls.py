@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import EngineDeadError, OverloadError
 from sglang.srt.messages import ControlReply, PauseReq, ToScheduler, ViewReq
 

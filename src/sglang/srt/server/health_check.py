@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import SglangError
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call

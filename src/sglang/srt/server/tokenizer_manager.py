@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.config import AdapterOptions, HttpOptions, TextOptions
 from sglang.srt.errors import (
     DeadlineError,

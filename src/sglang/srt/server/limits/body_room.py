@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.limits.shares import Shares

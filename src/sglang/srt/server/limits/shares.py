@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import OverloadError
 
 Waiter = tuple[int, "asyncio.Future[None]"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.http.wire_numbers import whole_number

@@ -18,7 +18,7 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.machine_view import NodeView
 from sglang.srt.messages import TokenizedReq, ViewDelta

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sglang.common.deadlines import wait_for
+from sglang.common.interrupts import wait_for
 from sglang.srt.server.limits.shares import Shares, SharesByName
 
 
