@@ -38,6 +38,7 @@ from tests.model.vision import IMAGE, Shown, logits, randomise
 from tests.model.vision_families import (
     DELTA,
     EXPERTS,
+    GLM_EXPERTS,
     POINTS,
     QWEN2_5,
     QWEN3,
@@ -130,6 +131,9 @@ _PIXTRAL_PROCESSOR = ("pixtral.image_processing_pil_pixtral", "PixtralImageProce
 _INTERNVL_PROCESSOR = ("got_ocr2.image_processing_pil_got_ocr2", "GotOcr2ImageProcessorPil")
 _GEMMA4_PROCESSOR = ("gemma4.image_processing_pil_gemma4", "Gemma4ImageProcessorPil")
 _BUDGET = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 140}
+_GLM_PROCESSOR = ("glm4v.image_processing_pil_glm4v", "Glm4vImageProcessorPil")
+_GLM46_PROCESSOR = ("glm46v.image_processing_pil_glm46v", "Glm46VImageProcessorPil")
+_GLM_PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 2 * 84 * 84}, "patch_size": 7}
 _CROPPED = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 _TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
 CASES = {
@@ -160,10 +164,12 @@ CASES = {
     ),
     "glm4v": Case(
         glm4v,
-        ("glm4v.image_processing_pil_glm4v", "Glm4vImageProcessorPil"),
-        {"size": {"shortest_edge": 28 * 28, "longest_edge": 2 * 84 * 84}, "patch_size": 7},
+        _GLM_PROCESSOR,
+        _GLM_PIXELS,
         _qwen_inputs,
     ),
+    "glm4v_moe": Case(lambda: glm4v("Glm4vMoe", **GLM_EXPERTS), _GLM_PROCESSOR, _GLM_PIXELS, _qwen_inputs),
+    "glm46v": Case(lambda: glm4v("Glm46V", "glm4v_moe_text", **GLM_EXPERTS), _GLM46_PROCESSOR, _GLM_PIXELS, _qwen_inputs),
     "llava": Case(llava, _CLIP_PROCESSOR, _CROPPED, _llava_one_inputs),
     "llava_next": Case(llava_next, _NEXT_PROCESSOR, {**_CROPPED, "image_grid_pinpoints": POINTS}, _llava_next_inputs),
     "pixtral": Case(

@@ -24,7 +24,7 @@ from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
 from tests.model.test_vision_pictures import CASES, PROMPTS, check_logits, make_family, picture
 from tests.model.tiny import open_worker
 from tests.model.vision import embed
-from tests.model.vision_families import internvl, llava, llava_next, mistral3, pixtral
+from tests.model.vision_families import glm4v, internvl, llava, llava_next, mistral3, pixtral
 
 SIGLIP_PROCESSOR = ("siglip.image_processing_pil_siglip", "SiglipImageProcessorPil")
 INTERNVIT = {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": True, "use_mean_pooling": False}
@@ -37,6 +37,7 @@ MAKES: dict[str, tuple[str, Callable[[], Any]]] = {
     "SigLIP without its first row": ("llava", lambda: llava(-2, "default", "Siglip")),
     "NeXT, SigLIP": ("llava_next", lambda: llava_next("Siglip", [-3, 1, -1], "full")),
     "Pixtral, an earlier layer": ("pixtral", lambda: pixtral(-2)),
+    "GLM-4.6V-Flash": ("glm4v", lambda: glm4v("Glm46V", "glm4v_text")),
     "InternViT": ("internvl", lambda: internvl(**INTERNVIT)),
 }
 

@@ -76,19 +76,25 @@ def mistral3() -> Any:
     return t.Mistral3ForConditionalGeneration(config)
 
 
-def glm4v() -> Any:
+GLM_EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+
+
+def glm4v(name: str = "Glm4v", kind: str = "", **text: Any) -> Any:
+    """`kind`: model_type of the decoder, where the class leaves it open."""
     import transformers as t
 
     vision = {"depth": 3, "num_heads": 4, "hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 72, "patch_size": 7}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 2, 1]}
     ids = {"image_token_id": IMAGE, "image_start_token_id": IMAGE + 2, "image_end_token_id": IMAGE + 3, "video_token_id": 1}
-    config = t.Glm4vConfig(
-        text_config=SIZES | {"rope_parameters": rope, "pad_token_id": 0},
+    decoder = SIZES | {"rope_parameters": rope, "pad_token_id": 0} | text
+    config = getattr(t, f"{name}Config")(
+        text_config=decoder | ({"model_type": kind} if kind else {}),
         vision_config=vision | {"image_size": 35},
         tie_word_embeddings=False,
         **ids,
     )
-    return t.Glm4vForConditionalGeneration(config)
+    config.text_config._experts_implementation = "eager"
+    return getattr(t, f"{name}ForConditionalGeneration")(config)
 
 
 def internvl(**vision: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The encoder of GLM-4.1V (arXiv 2507.01006): Qwen2-VL's way with patches, with a table of positions that is stretched over the image
+"""The encoder of GLM-4.1V, 4.5V and 4.6V (arXiv 2507.01006): Qwen2-VL's way with patches, with a table of positions that is stretched over the image
 besides, and squares of patches that become one row by a convolution and a gated layer.
 """
 

@@ -90,7 +90,7 @@ def _qwen3_5(fields: VisionFields) -> VisionConfig:
     return replace(_qwen3_vl(replace(fields, vision=alone)), image_token_id=fields.top.count("image_token_id", 248056))
 
 
-def _glm4v(fields: VisionFields) -> VisionConfig:
+def _glm4v(fields: VisionFields, image_token_id: int = 151343) -> VisionConfig:
     v = fields.vision
     width, heads = v.count("hidden_size", 1536), v.count("num_heads", 12)
     if width // heads % 4:
@@ -105,7 +105,7 @@ def _glm4v(fields: VisionFields) -> VisionConfig:
         patch_size=fields.pixels("patch_size", 14),
         image_size=fields.pixels("image_size", 336),
         out_size=v.count("out_hidden_size", 4096),
-        image_token_id=fields.top.count("image_token_id", 151343),
+        image_token_id=fields.top.count("image_token_id", image_token_id),
         activation=v.choice("hidden_act", GATED, "silu"),
         norm_eps=v.number("rms_norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
         num_channels=v.count("in_channels", 3),
@@ -384,6 +384,8 @@ _TEXTS: dict[str, dict[str, Any]] = {
     "mistral": {**_MISTRAL, "sliding_window": 4096},
 }
 """what published configs leave out, as transformers' config classes have it"""
+GLM_4_5V_IMAGE = 151363
+_GLM_MOE = {"attention_bias": True, "use_qk_norm": False, "vocab_size": 151424, "max_position_embeddings": 65536}
 _DECODERS: dict[str, Any] = {"is_tied": "without head", "text_defaults": _TEXTS}
 
 VISION_FAMILIES = (
@@ -412,6 +414,26 @@ VISION_FAMILIES = (
         is_tied="without head",
         text_type="glm4v_text",
         text_defaults={"glm4v_text": {"head_dim": None}},
+    ),
+    VisionFamily(
+        "Glm4vMoeForConditionalGeneration",
+        "Glm4MoeForCausalLM",
+        lambda fields: _glm4v(fields, GLM_4_5V_IMAGE),
+        sections=(8, 12, 12),
+        fixed={"use_qk_norm": False},
+        is_tied="without head",
+        text_type="glm4v_moe_text",
+        text_defaults={"glm4v_moe_text": _GLM_MOE},
+    ),
+    VisionFamily(
+        "Glm46VForConditionalGeneration",
+        "Glm4ForCausalLM",
+        _glm4v,
+        sections=(8, 12, 12),
+        is_tied="without head",
+        text_type="glm4v_text",
+        text_classes={"glm4v_moe_text": "Glm4MoeForCausalLM"},
+        text_defaults={"glm4v_text": {"head_dim": None, "attention_bias": True}, "glm4v_moe_text": _GLM_MOE},
     ),
     VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
     VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),

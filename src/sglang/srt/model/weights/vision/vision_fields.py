@@ -51,6 +51,8 @@ class VisionFamily:
     is_tied: bool | None | Literal["without head"] = False
     text_type: str = "llama"
     """model_type of a decoder that does not say it"""
+    text_classes: Mapping[str, str] = field(default_factory=dict)
+    """model_type of a decoder -> its text family, where that is not `text_class`"""
     text_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """model_type of a decoder -> what transformers assumes for fields that published configs leave out"""
 

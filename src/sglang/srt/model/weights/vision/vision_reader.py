@@ -29,7 +29,9 @@ def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dic
     null = {name: None for name in absent if name in inner and inner[name] is None}
     text = {**absent, **text, **null}
     if family.text_class:
-        text.update(architectures=[family.text_class])
+        text.update(
+            architectures=[family.text_classes.get(kind, family.text_class) if isinstance(kind, str) else family.text_class]
+        )
     else:
         text.update(model_type=kind, architectures=None)
     text.update(family.fixed)

@@ -1,4 +1,4 @@
-"""GLM-4.1V: images of any size, as Qwen2-VL has them; to its settings an image counts as a pair of frames."""
+"""GLM-4.1V, 4.5V and 4.6V: images of any size, as Qwen2-VL has them; to its settings an image counts as a pair of frames."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprin
 from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
 
 GLM_MODULE = "glm4v.image_processing_pil_glm4v"
+GLM_4_5V_IMAGE = 151363
+"""the id that stands for an image in GLM-4.5V"""
 
 
 class GlmProcessor(QwenVLProcessor):
     """A Processor."""
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: ModelFolder, image_token_id: int = 151343) -> None:
         self._processor = folder.image_processor(GLM_MODULE, "Glm4vImageProcessorPil", in_pixels=True)
         self._fingerprint = fingerprint_of(self._processor)
-        self.placeholders: dict[MediaKind, int] = {"image": folder.number("image_token_id", 151343)}
+        self.placeholders: dict[MediaKind, int] = {"image": folder.number("image_token_id", image_token_id)}
         self.kinds: tuple[MediaKind, ...] = ("image",)
         self._around = (folder.number("image_start_token_id", 151339), folder.number("image_end_token_id", 151340))
         begin, end = (folder.tokenizer.token_text(token_id) for token_id in self._around)

@@ -13,7 +13,7 @@ from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor, first_line
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
 from sglang.srt.server.multimodal.processors.gemma4 import Gemma4Processor
-from sglang.srt.server.multimodal.processors.glm4v import GlmProcessor
+from sglang.srt.server.multimodal.processors.glm4v import GLM_4_5V_IMAGE, GlmProcessor
 from sglang.srt.server.multimodal.processors.internvl import InternVLProcessor
 from sglang.srt.server.multimodal.processors.llava import LlavaNextProcessor, LlavaProcessor, OneVisionProcessor
 from sglang.srt.server.multimodal.processors.mllama import MllamaProcessor
@@ -28,6 +28,8 @@ PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "gemma3": Gemma3Processor,
     "gemma4": Gemma4Processor,
     "glm4v": GlmProcessor,
+    "glm4v_moe": lambda folder: GlmProcessor(folder, GLM_4_5V_IMAGE),
+    "glm46v": GlmProcessor,
     "internvl": InternVLProcessor,
     "llava": lambda folder: PixtralProcessor(folder) if is_pixtral(folder) else LlavaProcessor(folder),
     "llava_next": LlavaNextProcessor,
