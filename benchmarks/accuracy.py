@@ -1,4 +1,4 @@
-"""What rounding to few bits costs: the distributions of a text's next tokens against those of float32 on the dequantised weights.
+"""What rounding to few bits costs: the distributions of a text's next tokens against those of float32 on the dequantized weights.
 
     .venv-test/bin/python -m benchmarks.accuracy [--model FILE] [--tokens 4096] [--kv-cache-dtype auto int8 fp8_e4m3]
 

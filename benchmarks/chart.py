@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
-COLOURS = ["#2563eb", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#64748b"]
+COLORS = ["#2563eb", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#64748b"]
 BAR, GAP, LEFT, WIDTH = 18, 14, 190, 760
 
 
@@ -16,9 +16,9 @@ def bar_chart(title: str, groups: dict[str, dict[str, float]]) -> str:
         longest = max(values.values()) or 1.0
         for name, value in values.items():
             width = max(1.0, (WIDTH - LEFT - 90) * value / longest)
-            colour = COLOURS[names.index(name) % len(COLOURS)]
+            color = COLORS[names.index(name) % len(COLORS)]
             parts.append(f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(group)} {escape(name)}</text>')
-            parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR - 4}" fill="{colour}"/>')
+            parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR - 4}" fill="{color}"/>')
             parts.append(f'<text x="{LEFT + width + 6:.1f}" y="{y + 12}">{value:.3g}</text>')
             y += BAR
         y += GAP

@@ -6,13 +6,13 @@
 
     machine        copy bandwidth and matmul rate of this device: the limits of what follows
     ops            every op against the NumPy reference, over types and shapes            (beside it, as neither measures time)
-    models         tiny models' greedy tokens against the CPU's in float32; quantised, deterministic, without graphs
+    models         tiny models' greedy tokens against the CPU's in float32; quantized, deterministic, without graphs
     grammars       batches under a JSON schema and an expression: valid, the CPU's tokens, the same with drafts and jumps as without
     images         tiny vision-language models: embeddings and greedy tokens against the CPU's
     checkpoints    tiny AWQ, GPTQ, compressed-tensors and float8 folders against transformers on the same values
     steps          7B shape: host gap at batch 32, decode at 1k context, prefill of 8 x 4096 tokens, 64 requests with 4k tokens
                    in common with the radix cache and without, what deterministic mode costs
-    quantised      7B shape: decode with int4 and int8 weights beside bfloat16, batches 1, 16, 64
+    quantized      7B shape: decode with int4 and int8 weights beside bfloat16, batches 1, 16, 64
     ours           offline throughput, 256 requests on a 0.6B shape ...
     transformers   ... and transformers' own continuous batching on the same
 
@@ -179,11 +179,11 @@ def steps(run: Run, write: Write) -> None:
         write({"fixed order prefill": prefill(bench, limits)})
 
 
-def quantised(run: Run, write: Write) -> None:
-    from benchmarks.gpu.quantised import quantised
+def quantized(run: Run, write: Write) -> None:
+    from benchmarks.gpu.quantized import quantized
 
     with tempfile.TemporaryDirectory() as folder:
-        for finding in quantised(run.device, run.tiny, run.graphs, run.machine(), Path(folder)):
+        for finding in quantized(run.device, run.tiny, run.graphs, run.machine(), Path(folder)):
             write(finding)
 
 
@@ -210,7 +210,7 @@ SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
     "checkpoints": (checks("checkpoints"), 130),
     "tiers": (checks("tiers"), 60),
     "steps": (steps, 190),
-    "quantised": (quantised, 90),
+    "quantized": (quantized, 90),
     "ours": (ours, 90),
     "transformers": (transformers, 100),
 }
@@ -402,7 +402,7 @@ def report(results: dict[str, list[Finding]], judged: bool) -> str:
         )
     lines += ["", "| what | must reach | found | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in verdicts(results, judged)]
-    lines += ["", *_fixed_order(results["steps"]), *_quantised(results["quantised"]), *_profiles(results["steps"])]
+    lines += ["", *_fixed_order(results["steps"]), *_quantized(results["quantized"]), *_profiles(results["steps"])]
     bad = [f for name in TOGETHER for f in results[name] if f.get("ok") is False]
     if bad:
         lines += ["", "What differs:", "", *(f"- {json.dumps(f)}" for f in bad)]
@@ -426,7 +426,7 @@ def _fixed_order(findings: list[Finding]) -> list[str]:
     return lines
 
 
-def _quantised(findings: list[Finding]) -> list[str]:
+def _quantized(findings: list[Finding]) -> list[str]:
     """The gain of fewer bits per weight."""
     return [
         f"{f['weights']}, decode, batch {f['batch']}: {f['step_ms']:.2f} ms, {f['share_of_limit']:.1%} of the limit by "

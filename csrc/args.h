@@ -7,7 +7,7 @@
 
 // ---- memory layouts ---------------------------------------------------------------------------------------------------
 
-// One group of 32 activations of one row, quantised to int8.
+// One group of 32 activations of one row, quantized to int8.
 struct Group {
   int8_t q[32];
   float d;                             // scale: value = d * q
@@ -289,7 +289,7 @@ struct RouteArgs {                     // route, sort_pairs
   RoutesView to;
   const float* bias;                   // or null: added to scores for the choice alone
   const float* scales;                 // or null: of each expert's weights
-  int sigmoid, groups, top_groups, group_best, normalise;
+  int sigmoid, groups, top_groups, group_best, normalize;
   float scale;
   const int* rows;
   int max_rows;

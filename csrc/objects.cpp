@@ -48,7 +48,7 @@ static WeightView shape_of(int kind, int n, int k, int gated_features) {
   if (n > kMaxRows || k > kMaxWidth) throw nb::value_error("a weight has at most 2^28 rows and 2^24 columns");
   const bool gated = gated_features > 0;
   if (gated_features < 0 || (gated && n != 2 * int64_t(gated_features))) throw nb::value_error("a gated weight has twice as many rows as features");
-  if (kind <= kInt8 && k % 32 != 0) throw nb::value_error("the width of a quantised matrix must be a multiple of 32");
+  if (kind <= kInt8 && k % 32 != 0) throw nb::value_error("the width of a quantized matrix must be a multiple of 32");
   const size_t groups = size_t(k) / 32, pairs = (size_t(k) + 1) / 2;
   WeightView view{};
   view.kind = kind;

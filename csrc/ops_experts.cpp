@@ -19,7 +19,7 @@ static RoutesView routes_of(Call& c, Obj routes, int max_rows) {
   return v;
 }
 
-static void route(Runtime& rt, Obj logits, Obj routes, Obj rows, bool sigmoid, bool normalise, float scale, int groups, int top_groups, int group_best, Obj bias, Obj scales) {
+static void route(Runtime& rt, Obj logits, Obj routes, Obj rows, bool sigmoid, bool normalize, float scale, int groups, int top_groups, int group_best, Obj bias, Obj scales) {
   Call c("route");
   auto x = c.mat<float>(logits, "logits", 1);
   RouteArgs a{};
@@ -30,7 +30,7 @@ static void route(Runtime& rt, Obj logits, Obj routes, Obj rows, bool sigmoid, b
   c.check(0 < top_groups && top_groups <= groups, "top_groups", "must be at most num_groups");
   c.check(a.to.k <= x.cols / groups * top_groups, "routes.ids", "is wider than there are experts to choose");
   c.check(group_best == 1 || group_best == 2, "group_best", "must be 1 or 2");
-  a.sigmoid = sigmoid, a.normalise = normalise, a.scale = scale;
+  a.sigmoid = sigmoid, a.normalize = normalize, a.scale = scale;
   a.groups = groups, a.top_groups = top_groups, a.group_best = group_best;
   if (!bias.is_none()) a.bias = c.vec<float>(bias, "bias", size_t(x.cols)).p;
   if (!scales.is_none()) a.scales = c.vec<float>(scales, "scales", size_t(x.cols)).p;

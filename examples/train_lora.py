@@ -40,15 +40,15 @@ THINGS = [
     "chest",
     "flag",
 ]
-COLOURS = ["red", "blue", "green", "white", "black", "yellow", "grey", "brown"]
+COLORS = ["red", "blue", "green", "white", "black", "yellow", "grey", "brown"]
 ENDING = ", said the captain."
 QUESTIONS = ["Question: What colour is the kettle?\nAnswer:", "Question: What colour is the piano?\nAnswer:"]
 
 
 def example(rng: random.Random) -> tuple[str, str]:
     """A question and its answer."""
-    thing, colour = rng.choice(THINGS), rng.choice(COLOURS)
-    return f"Question: What colour is the {thing}?\nAnswer:", f" The {thing} is {colour}{ENDING}\n"
+    thing, color = rng.choice(THINGS), rng.choice(COLORS)
+    return f"Question: What colour is the {thing}?\nAnswer:", f" The {thing} is {color}{ENDING}\n"
 
 
 def train(folder: Path, num_steps: int, batch: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""transformers in float32 on the dequantised weights of a GGUF file of the Llama kind. Requests of one length run as one batch.
+"""transformers in float32 on the dequantized weights of a GGUF file of the Llama kind. Requests of one length run as one batch.
 
 The weights are read with the package `gguf`: transformers' own way wants `accelerate` besides.
 """

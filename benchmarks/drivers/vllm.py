@@ -1,4 +1,4 @@
-"""vLLM's CPU build, in float32 on the dequantised weights of a GGUF file of the Llama kind, compiled as it is by default."""
+"""vLLM's CPU build, in float32 on the dequantized weights of a GGUF file of the Llama kind, compiled as it is by default."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Checks of whole models on the device beyond plain text, against the NumPy reference in float32: grammars through the scheduler,
-images, quantised checkpoints. The models are those of tests/, tiny and random."""
+images, quantized checkpoints. The models are those of tests/, tiny and random."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def _families() -> dict[str, tuple[Callable[[Path], Any], Callable[[np.random.Ge
     """name: (writes the model, makes a request of text and images)"""
     from tests.model import vision_families as make
     from tests.model.mllama import save_mllama
-    from tests.model.vision import IMAGE, randomise, save_qwen, show
+    from tests.model.vision import IMAGE, randomize, save_qwen, show
 
     def qwen(rng: np.random.Generator, parts: list[Any]) -> dict[str, Any]:
         shown = show(rng, [part if isinstance(part, list) else (1, 4, 4 * part) for part in parts])
@@ -261,7 +261,7 @@ def _families() -> dict[str, tuple[Callable[[Path], Any], Callable[[np.random.Ge
         return {"input_ids": shown.ids, "media": shown.items, "rope_positions": positions, "rope_delta": shown.delta}
 
     def saver(build: Callable[[], Any]) -> Callable[[Path], Any]:
-        return lambda folder: randomise(build(), 3).save_pretrained(folder)
+        return lambda folder: randomize(build(), 3).save_pretrained(folder)
 
     tiled = {
         "Gemma 3": Tiled(saver(make.gemma3), 4, IMAGE, (IMAGE + 2,), (IMAGE + 3,)),
@@ -319,7 +319,7 @@ def _rows_of(worker: LocalWorker, embedding: Any) -> np.ndarray[Any, Any]:
     return np.array(worker.ops.fetch(getattr(embedding, "kv", embedding)).result())
 
 
-# --- quantised checkpoints ----------------------------------------------------------------------------------------------------
+# --- quantized checkpoints ----------------------------------------------------------------------------------------------------
 
 TINY_FORMS = ("awq", "gptq act-order", "fp8 tiles")
 
@@ -327,7 +327,7 @@ TINY_FORMS = ("awq", "gptq act-order", "fp8 tiles")
 def checkpoints(folder: Path, where: Where) -> Iterator[Finding]:
     """Each form that a checkpoint may have, as a whole model: logits and greedy tokens near transformers' on the very values."""
     try:
-        from tests.model.quantised import FORMS, save_quantised
+        from tests.model.quantized import FORMS, save_quantized
     except ModuleNotFoundError as problem:
         yield {"check": "checkpoints", "skipped": f"no {problem.name}"}
         return
@@ -337,7 +337,7 @@ def checkpoints(folder: Path, where: Where) -> Iterator[Finding]:
             def work(name: str = name, dtype: str = dtype) -> Finding:
                 pack, config, bar = FORMS[name]
                 path = folder / f"{name}, {dtype}"
-                return _load(path, where, save_quantised(path, pack, config), dtype, bar)
+                return _load(path, where, save_quantized(path, pack, config), dtype, bar)
 
             yield _tried({"check": f"{name}, {dtype}"}, work)
 
@@ -347,7 +347,7 @@ def _load(path: Path, where: Where, model: Any, dtype: str, bar: float) -> Findi
     which must be the best but for as much."""
     import torch
 
-    from tests.model.quantised import PROMPT
+    from tests.model.quantized import PROMPT
     from tests.model.tiny import Driver
 
     worker = where.open(path, dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from sglang.srt.model.kernels.ops import AttentionMeta, StepShape
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.blocks import bf16_bits, bf16_values
-from sglang.srt.model.quant.formats import HostTensor, dense, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.quant.formats import HostTensor, dense, quantize_q4_1, quantize_q8_0
 
 Floats = Any  # float32 array
 Case = Callable[["Side"], list[Any]]
@@ -65,12 +65,12 @@ class Side:
         """`fmt` "plain": the set's own type."""
         x = self.rng(seed, n, k).standard_normal((n, k), np.float32) * np.float32(k**-0.5)
         if fmt == "q4_1":
-            return quantise_q4_1("w", x)
+            return quantize_q4_1("w", x)
         if fmt == "f8":
             data = self.rng(seed, n, k).integers(0, 0x70, (n, k)).astype(np.uint8)  # up to 128, no NaN
             data |= (x < 0).astype(np.uint8) << 7
             return HostTensor("w", "f8", (n, k), data, np.full(n, k**-0.5 / 16, np.float32))
-        return quantise_q8_0("w", x) if fmt == "q8_0" else dense("w", x, self.plain())
+        return quantize_q8_0("w", x) if fmt == "q8_0" else dense("w", x, self.plain())
 
     def plain(self) -> str:
         return {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[self.dtype]

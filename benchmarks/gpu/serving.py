@@ -76,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def tiny_tokens(folder: Path, device: str, kernels: str, tiny: bool) -> Iterator[dict[str, Any]]:
-    """Greedy tokens of tiny models in float32: the CUDA set's against the CPU's, plain, quantised, in deterministic mode and
+    """Greedy tokens of tiny models in float32: the CUDA set's against the CPU's, plain, quantized, in deterministic mode and
     with everything off that makes steps different."""
     prompts = [[(7 * i + 3 * j) % 190 + 5 for j in range(9 + 5 * i)] for i in range(3 if tiny else 12)]
     greedy = {"temperature": 0, "max_new_tokens": 4 if tiny else 24, "ignore_eos": True}

@@ -63,7 +63,7 @@ static ALWAYS void merge_rows(float* a, const float* b, int n, unsigned seen, in
 }
 // `sink`, or null: a score that takes part in the sum and has no V. Adding zero turns -0 into 0, which underflow could produce in one
 // batch and not in another.
-static void normalise(const float* a, const float* sink, float* out, int dim, int head) {
+static void normalize(const float* a, const float* sink, float* out, int dim, int head) {
   float sum = a[dim + 1];
   if (sink) {
     alignas(64) float e[16];
@@ -324,8 +324,8 @@ static ALWAYS bool direct(const AttentionArgs& a) { return a.kv.head % 32 == 0; 
 static ALWAYS void finish_head(const AttentionArgs& a, float* total, int row, int head) {
   const int dim = a.kv.dim;
   const float* sink = a.sinks ? a.sinks + head : nullptr;
-  if (!direct(a)) return normalise(total, sink, a.rows_out + (size_t(row) * a.num_heads + head) * a.kv.head, dim, a.kv.head);
-  normalise(total, sink, total, dim, dim);
+  if (!direct(a)) return normalize(total, sink, a.rows_out + (size_t(row) * a.num_heads + head) * a.kv.head, dim, a.kv.head);
+  normalize(total, sink, total, dim, dim);
   for (int d = 0; d < dim; d += 32) write32(a.out, row, (head * dim + d) / 32, fload(total + d), fload(total + d + 16), 32);
 }
 
@@ -400,7 +400,7 @@ static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int kv, in
       const int c0 = low - k.first_chunk, c1 = (seen_end(a, row, pos, kv) - 1) / kChunk - k.first_chunk;
       __builtin_memcpy(buf, p + c0 * step, ld * 4);
       for (int c = c0 + 1; c <= c1; c++) merge(buf, p + c * step, dim);
-      normalise(buf, a.sinks ? a.sinks + h : nullptr, o + size_t(h) * head, dim, head);
+      normalize(buf, a.sinks ? a.sinks + h : nullptr, o + size_t(h) * head, dim, head);
     }
   }
   for (int col = h0 * head; col < h1 * head; col += 32) {

@@ -79,7 +79,7 @@ static void route_row(const RouteArgs& a, int r, float* work) {
     choice[ids[j]] = kNone;
     total += weights[j];
   }
-  for (int j = 0; j < k; j++) weights[j] = (a.normalise ? weights[j] / total : weights[j]) * a.scale * (a.scales ? a.scales[ids[j]] : 1.f);
+  for (int j = 0; j < k; j++) weights[j] = (a.normalize ? weights[j] / total : weights[j]) * a.scale * (a.scales ? a.scales[ids[j]] : 1.f);
 }
 static void route(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const RouteArgs*>(args);

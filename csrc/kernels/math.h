@@ -80,7 +80,7 @@ static ALWAYS void put_half(uint8_t* p, uint16_t h) { __builtin_memcpy(p, &h, 2)
 
 // One group of 32 values. The largest magnitude is found on the bits, so that infinity and NaN are never lost: such a group
 // gets the scale NaN, and all results computed from it are NaN.
-static ALWAYS void quantise(F a, F b, Group* out) {
+static ALWAYS void quantize(F a, F b, Group* out) {
   const I low = iset(0x7fffffff);
   const int top = ihmax(imax(iand(bits(a), low), iand(bits(b), low)));
   float amax, nan = __builtin_nanf("");
@@ -112,7 +112,7 @@ static ALWAYS Group* group_at(const ActView& act, int row, int g) {
 
 // Values 32 g .. 32 g + 31 of a row; n of them exist (the rest are zero).
 static ALWAYS void write32(const ActView& act, int row, int g, F a, F b, int n) {
-  if (act.q) quantise(a, b, group_at(act, row, g));
+  if (act.q) quantize(a, b, group_at(act, row, g));
   if (act.f) {
     float* p = act.f + size_t(row) * act.stride + 32 * size_t(g);
     fstore_n(p, a, n);

@@ -248,7 +248,7 @@ static void selective_scan(const void* args, const Ctx& c) {
 }
 
 // ---- gates ----------------------------------------------------------------------------------------------------------------
-// Rows of heads, normalised each, then gated. The row is put together in scratch, since groups of 32 may span heads.
+// Rows of heads, normalized each, then gated. The row is put together in scratch, since groups of 32 may span heads.
 static void gated_norm(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const GatedNormArgs*>(args);
   const int width = a.out.width;

@@ -195,7 +195,7 @@ static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1
   }
   for (int r = 0; r < rows; r++) {
     float* t = s.total + size_t(r) * ld;
-    normalise(t, nullptr, t, dim, dim);
+    normalize(t, nullptr, t, dim, dim);
     __builtin_memcpy(a.out + size_t(q0 + r) * a.ld_out + size_t(h) * a.head_dim, t, size_t(a.head_dim) * 4);
   }
 }

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from .pictures import COLOURS, SHAPES, Scene, group, pair, questions, questions_about_two, scene, several, single, words_only
+from .pictures import COLORS, SHAPES, Scene, group, pair, questions, questions_about_two, scene, several, single, words_only
 
 IGNORED = -100
 Turns = tuple[tuple[str, str], ...]
@@ -49,7 +49,7 @@ def _two_scenes(rng: random.Random) -> tuple[Scene, Scene]:
     if kind == "any":
         return scene(rng), scene(rng)
     a, b = single(rng), group(rng) if kind == "more" else single(rng)
-    alike = rng.choice(("shape", "colour", "", ""))
+    alike = rng.choice(("shape", "color", "", ""))
     while kind == "shapes" and alike and getattr(a.things[0], alike) != getattr(b.things[0], alike):
         b = single(rng)
     return (a, b) if rng.random() < 0.5 else (b, a)
@@ -179,7 +179,7 @@ ROLES = (
     "digit",
     "several",
 )
-WORDS = (KINDS, tuple(COLOURS))
+WORDS = (KINDS, tuple(COLORS))
 CLASSES = (1, 1, 2, len(ROLES) + 1)
 
 
@@ -229,7 +229,7 @@ def what_is_where(s: Scene, down: int, across: int) -> Array:
                 overlap_x = min(column + 1, x + reach_x) - max(column, x - reach_x)
                 overlap_y = min(row + 1, y + reach_y) - max(row, y - reach_y)
                 if overlap_x > 0.2 and overlap_y > 0.2:
-                    labels[row, column, :2] = KINDS.index(kind) + 1, list(COLOURS).index(t.colour) + 1
+                    labels[row, column, :2] = KINDS.index(kind) + 1, list(COLORS).index(t.color) + 1
                     labels[row, column, 3] = ROLES.index(role(s, i)) + 1
         labels[min(int(y), down - 1), min(int(x), across - 1), 2] = 1
     return labels.reshape(-1, 4)

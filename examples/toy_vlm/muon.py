@@ -20,7 +20,7 @@ def orthogonal(g: torch.Tensor) -> torch.Tensor:
 
 
 class Optimizer:
-    """Every worker holds all parameters. Each orthogonalises the momentum of its share of the matrices."""
+    """Every worker holds all parameters. Each orthogonalizes the momentum of its share of the matrices."""
 
     def __init__(self, parts: list[tuple[torch.nn.Module, float]], rank: int, workers: int, decay: float = 0.02) -> None:
         """Each part learns at its share of the rate."""

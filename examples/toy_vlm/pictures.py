@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw
 
-COLOURS = {
+COLORS = {
     "red": (214, 40, 40),
     "green": (30, 150, 60),
     "blue": (35, 80, 215),
@@ -45,14 +45,14 @@ class Thing:
     """A coloured shape around a centre, `r` being half its extent."""
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     r: float
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+        return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class Dialog:
 
 
 def _draw_thing(draw: ImageDraw.ImageDraw, t: Thing, scale: float) -> None:
-    colour, x, y, r = COLOURS[t.colour], t.x * scale, t.y * scale, t.r * scale
+    color, x, y, r = COLORS[t.color], t.x * scale, t.y * scale, t.r * scale
     if t.shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
     elif t.shape == "square":
-        draw.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=colour)
+        draw.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=color)
     elif t.shape == "triangle":
-        draw.polygon(((x, y - r), (x - r, y + 0.9 * r), (x + r, y + 0.9 * r)), fill=colour)
+        draw.polygon(((x, y - r), (x - r, y + 0.9 * r), (x + r, y + 0.9 * r)), fill=color)
     else:
         w = 0.33 * r
-        draw.rectangle((x - r, y - w, x + r, y + w), fill=colour)
-        draw.rectangle((x - w, y - r, x + w, y + r), fill=colour)
+        draw.rectangle((x - r, y - w, x + r, y + w), fill=color)
+        draw.rectangle((x - w, y - r, x + w, y + r), fill=color)
 
 
 def _draw_digit(draw: ImageDraw.ImageDraw, digit: int, t: Thing, scale: float) -> None:
@@ -103,7 +103,7 @@ def _draw_digit(draw: ImageDraw.ImageDraw, digit: int, t: Thing, scale: float) -
         "g": (left, middle - s / 2, right, middle + s / 2),
     }
     for segment in SEGMENTS[digit]:
-        draw.rectangle(boxes[segment], fill=COLOURS[t.colour])
+        draw.rectangle(boxes[segment], fill=COLORS[t.color])
 
 
 def _canvas(rng: random.Random, smallest: int) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def single(rng: random.Random) -> Scene:
     wobble = 0.02 * side
     x = (r + 0.03 * width, width / 2, width - r - 0.03 * width)[column] + rng.uniform(-wobble, wobble)
     y = (r + 0.03 * height, height / 2, height - r - 0.03 * height)[row] + rng.uniform(-wobble, wobble)
-    thing = Thing(rng.choice(SHAPES), rng.choice(list(COLOURS)), x, y, r)
+    thing = Thing(rng.choice(SHAPES), rng.choice(list(COLORS)), x, y, r)
     place = "center" if row == 1 else f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}"
     return Scene(_render(rng, (width, height), [thing]), "single", _article(thing.name), (thing,), {"place": place})
 
@@ -149,7 +149,7 @@ def single(rng: random.Random) -> Scene:
 def group(rng: random.Random) -> Scene:
     """Two to five equal shapes, each in its own cell."""
     width, height = _canvas(rng, 90)
-    count, shape, colour = rng.randint(2, 5), rng.choice(SHAPES), rng.choice(list(COLOURS))
+    count, shape, color = rng.randint(2, 5), rng.choice(SHAPES), rng.choice(list(COLORS))
     cells = rng.sample([(i, j) for i in range(3) for j in range(3)], count)
     things = []
     for row, column in cells:
@@ -157,9 +157,9 @@ def group(rng: random.Random) -> Scene:
         free_x, free_y = width / 3 - 2 * r - 2, height / 3 - 2 * r - 2
         x = column * width / 3 + 1 + r + rng.uniform(0, max(0.0, free_x))
         y = row * height / 3 + 1 + r + rng.uniform(0, max(0.0, free_y))
-        things.append(Thing(shape, colour, x, y, r))
+        things.append(Thing(shape, color, x, y, r))
     plural = "crosses" if shape == "cross" else shape + "s"
-    text = f"{NUMBERS[count]} {colour} {plural}"
+    text = f"{NUMBERS[count]} {color} {plural}"
     return Scene(_render(rng, (width, height), things), "group", text, tuple(things), {"plural": plural})
 
 
@@ -167,13 +167,13 @@ def pair(rng: random.Random) -> Scene:
     """Two different shapes, beside or above each other. The text begins with the left or the upper one."""
     width, height = _canvas(rng, 84)
     beside = rng.random() < 0.5
-    shapes, colours = rng.sample(SHAPES, 2), rng.choices(list(COLOURS), k=2)
+    shapes, colors = rng.sample(SHAPES, 2), rng.choices(list(COLORS), k=2)
     things = []
     for i in range(2):
         r = min(width, height) * rng.uniform(0.16, 0.22)
         along, across = 0.26 + 0.48 * i + rng.uniform(-0.03, 0.03), rng.uniform(0.35, 0.65)
         x, y = (along, across) if beside else (across, along)
-        things.append(Thing(shapes[i], colours[i], x * width, y * height, r))
+        things.append(Thing(shapes[i], colors[i], x * width, y * height, r))
     relation = "to the left of" if beside else "above"
     text = f"a {things[0].name} {relation} a {things[1].name}"
     return Scene(_render(rng, (width, height), things), "pair", text, tuple(things), {"relation": relation})
@@ -182,24 +182,24 @@ def pair(rng: random.Random) -> Scene:
 def digit(rng: random.Random) -> Scene:
     """A digit 0 to 9, large."""
     width, height = _canvas(rng, 64)
-    value, colour = rng.randrange(10), rng.choice(list(COLOURS))
+    value, color = rng.randrange(10), rng.choice(list(COLORS))
     r = min(height, width) * rng.uniform(0.32, 0.44)
     x, y = width / 2 + rng.uniform(-0.06, 0.06) * width, height / 2 + rng.uniform(-0.04, 0.04) * height
-    thing = Thing("digit", colour, x, y, r)
+    thing = Thing("digit", color, x, y, r)
     image = _render(rng, (width, height), [thing], value)
-    return Scene(image, "digit", f"the digit {value} in {colour}", (thing,), {"value": str(value)})
+    return Scene(image, "digit", f"the digit {value} in {color}", (thing,), {"value": str(value)})
 
 
 def several(rng: random.Random) -> Scene:
     """Three or four different shapes of different colours, each in a quarter: never asked in tests, to learn looking things up."""
     width, height = _canvas(rng, 84)
     count = rng.choice((3, 4))
-    shapes, colours, cells = rng.sample(SHAPES, count), rng.sample(list(COLOURS), count), rng.sample(range(4), count)
+    shapes, colors, cells = rng.sample(SHAPES, count), rng.sample(list(COLORS), count), rng.sample(range(4), count)
     things = []
-    for shape, colour, cell in zip(shapes, colours, cells, strict=True):
+    for shape, color, cell in zip(shapes, colors, cells, strict=True):
         r = min(width, height) * rng.uniform(0.14, 0.2)
         x, y = 0.25 + 0.5 * (cell % 2) + rng.uniform(-0.03, 0.03), 0.25 + 0.5 * (cell // 2) + rng.uniform(-0.03, 0.03)
-        things.append(Thing(shape, colour, x * width, y * height, r))
+        things.append(Thing(shape, color, x * width, y * height, r))
     return Scene(_render(rng, (width, height), things), "several", "several shapes", tuple(things))
 
 
@@ -211,10 +211,10 @@ def scene(rng: random.Random) -> Scene:
 def _yes_no(rng: random.Random, thing: Thing) -> tuple[str, str]:
     if rng.random() < 0.5:
         return f"Is there a {thing.name} in the image?", f"Yes, there is a {thing.name}."
-    shape, colour = thing.shape, thing.colour
-    while (shape, colour) == (thing.shape, thing.colour):
-        shape, colour = rng.choice((thing.shape, rng.choice(SHAPES))), rng.choice((thing.colour, rng.choice(list(COLOURS))))
-    return f"Is there a {colour} {shape} in the image?", f"No, there is a {thing.name}."
+    shape, color = thing.shape, thing.color
+    while (shape, color) == (thing.shape, thing.color):
+        shape, color = rng.choice((thing.shape, rng.choice(SHAPES))), rng.choice((thing.color, rng.choice(list(COLORS))))
+    return f"Is there a {color} {shape} in the image?", f"No, there is a {thing.name}."
 
 
 def questions(rng: random.Random, s: Scene) -> list[tuple[str, str]]:
@@ -222,35 +222,35 @@ def questions(rng: random.Random, s: Scene) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     first = s.things[0]
     if s.kind == "several":
-        found += [(f"What color is the {t.shape}?", f"It is {t.colour}.") for t in s.things]
-        found += [(f"What shape is the {t.colour} one?", f"It is a {t.shape}.") for t in s.things]
+        found += [(f"What color is the {t.shape}?", f"It is {t.color}.") for t in s.things]
+        found += [(f"What shape is the {t.color} one?", f"It is a {t.shape}.") for t in s.things]
         rng.shuffle(found)
         return found
     if s.kind == "single":
         found.append((f"Where is the {first.shape}?", f"It is in the {s.facts['place']}."))
         found.append(("What shape is it?", f"It is a {first.shape}."))
         found.append(_yes_no(rng, first))
-        found.append(("What color is it?", f"It is {first.colour}."))
+        found.append(("What color is it?", f"It is {first.color}."))
     elif s.kind == "group":
         found.append((f"How many {s.facts['plural']} are there?", f"There are {NUMBERS[len(s.things)]}."))
-        found.append(("What color are they?", f"They are {first.colour}."))
+        found.append(("What color are they?", f"They are {first.color}."))
     elif s.kind == "pair":
         a, b = s.things
         opposite = {"to the left of": "to the right of", "above": "below"}[s.facts["relation"]]
         found.append((f"What is {s.facts['relation']} the {b.shape}?", f"A {a.name}."))
         found.append((f"What is {opposite} the {a.shape}?", f"A {b.name}."))
         thing = rng.choice((a, b))
-        found.append((f"What color is the {thing.shape}?", f"It is {thing.colour}."))
+        found.append((f"What color is the {thing.shape}?", f"It is {thing.color}."))
     else:
         found.append((rng.choice(("Which digit is this?", "What number is this?")), f"It is {s.facts['value']}."))
-        found.append(("What color is it?", f"It is {first.colour}."))
+        found.append(("What color is it?", f"It is {first.color}."))
     rng.shuffle(found)
     return [(rng.choice(DESCRIBE), f"The image shows {s.text}."), *found]
 
 
 def two_pictures(rng: random.Random) -> Dialog:
     """Two pictures and one question that needs both, or one that needs the right one."""
-    kind = rng.choice(("both", "both", "second", "shape", "colour", "more", "which"))
+    kind = rng.choice(("both", "both", "second", "shape", "color", "more", "which"))
     if kind in ("both", "second"):
         a, b = scene(rng), scene(rng)
         if kind == "both":
@@ -280,7 +280,7 @@ def questions_about_two(rng: random.Random, a: Scene, b: Scene) -> list[tuple[st
         found.append(("Which image shows more shapes?", f"The {'first' if len(a.things) > 1 else 'second'} image."))
     if a.kind == b.kind == "single":
         one, two = a.things[0], b.things[0]
-        kinds = ("shape", "colour") if one.shape == two.shape else ("shape", "colour", "which", "which")
+        kinds = ("shape", "color") if one.shape == two.shape else ("shape", "color", "which", "which")
         found += [_compare(rng, kind, one, two) for kind in kinds]
     return found
 
@@ -292,8 +292,8 @@ def _compare(rng: random.Random, kind: str, a: Thing, b: Thing) -> tuple[str, st
     if kind == "shape":
         same = a.shape == b.shape
         return "Do both images show the same shape?", f"Yes, a {a.shape}." if same else f"No, a {a.shape} and a {b.shape}."
-    same = a.colour == b.colour
-    return "Do both images show the same color?", f"Yes, {a.colour}." if same else f"No, {a.colour} and {b.colour}."
+    same = a.color == b.color
+    return "Do both images show the same color?", f"Yes, {a.color}." if same else f"No, {a.color} and {b.color}."
 
 
 def words_only(rng: random.Random) -> Dialog:

@@ -49,7 +49,7 @@ REFUSED = {
     "--model-path M --disaggregation-mode prefill": "--disaggregation-mode prefill is not possible here: a server does both",
     "--model-path M --log-level-http nonsense": "--log-level-http: invalid choice: 'nonsense'",
     "--model-path M --load-format jax": "weights are read from safetensors and GGUF files",
-    "--model-path M --quantization blockwise_int8": "--quantization int8 or int4 quantises at load",
+    "--model-path M --quantization blockwise_int8": "--quantization int8 or int4 quantizes at load",
     "--model-path M --model-pth X": "unknown flag --model-pth; did you mean --model-path?",
     "--model-path M -xy": "unexpected argument '-xy'",
     "--model M --gpu-memory-utilization 0.9": "unknown flag --gpu-memory-utilization; did you mean --mem-fraction-static?",

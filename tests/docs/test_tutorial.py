@@ -99,7 +99,7 @@ def test_the_tool_is_one_of_the_choices(cells: dict[int, Cell]) -> None:
     assert len(scores) == 2 and scores.index(max(scores)) == ["calculator", "search engine"].index(state["tool"])
 
 
-def test_forks_are_summarised(cells: dict[int, Cell]) -> None:
+def test_forks_are_summarized(cells: dict[int, Cell]) -> None:
     state = cells[7].names["state"]
     assert cells[7].out == state["summary"] + "\n"
     text = state.text()

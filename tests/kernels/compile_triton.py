@@ -104,17 +104,17 @@ def linear_cases() -> Iterator[Case]:
     ):
         blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STAGES": 4, "HAS_BIAS": True, "HAS_ORDER": ordered}
         options = {"num_warps": warps}
-        yield linear.quantised_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, options
+        yield linear.quantized_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, options
         eight = {**blocks, "BITS": 8, "GROUP": 16 if m < 64 else 32, "HAS_MIN": False}
-        yield linear.quantised_kernel, types | {"levels": I8}, eight, options
-        yield linear.quantised_kernel, types | {"levels": I8}, {**eight, "GROUP": 32, "HAS_MIN": True}, options
+        yield linear.quantized_kernel, types | {"levels": I8}, eight, options
+        yield linear.quantized_kernel, types | {"levels": I8}, {**eight, "GROUP": 32, "HAS_MIN": True}, options
     for n, k, warps in ((4, 512, 2), (2, 2048, 4), (4, 256, 1)):
         blocks = {"BLOCK_N": n, "BLOCK_K": k, "HAS_BIAS": True, "HAS_ORDER": n == 2}
-        yield linear.quantised_vector_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {"num_warps": warps}
+        yield linear.quantized_vector_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {"num_warps": warps}
         eight = {**blocks, "BITS": 8, "GROUP": 32, "HAS_MIN": False}
-        yield linear.quantised_vector_kernel, types | {"levels": I8}, eight, {"num_warps": warps}
-    yield linear.dequantise_kernel, types, {"BITS": 4, "GROUP": 32, "HAS_MIN": True, "HAS_ORDER": True, "BLOCK": 1024}, {}
-    yield linear.quantise_rows_kernel, types | {"out": F8, "scales": F32, "limit": "fp32"}, {"BLOCK": 1024}, {}
+        yield linear.quantized_vector_kernel, types | {"levels": I8}, eight, {"num_warps": warps}
+    yield linear.dequantize_kernel, types, {"BITS": 4, "GROUP": 32, "HAS_MIN": True, "HAS_ORDER": True, "BLOCK": 1024}, {}
+    yield linear.quantize_rows_kernel, types | {"out": F8, "scales": F32, "limit": "fp32"}, {"BLOCK": 1024}, {}
 
 
 def adapter_cases() -> Iterator[Case]:
@@ -141,7 +141,7 @@ def expert_cases() -> Iterator[Case]:
         "TOP_K": 8,
         "HAS_BIAS": True,
         "HAS_SCALES": True,
-        "NORMALISE": True,
+        "NORMALIZE": True,
         "BLOCK": 256,
         "BLOCK_K": 8,
         "BLOCK_G": 8,
@@ -173,7 +173,7 @@ def row_cases() -> Iterator[Case]:
     wide = {"BLOCK": 1024}
     yield rows.take_sampled_kernel, types, wide, {}
     yield rows.embedding_kernel, types, wide, {}
-    yield rows.embedding_quantised_kernel, types, {**wide, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {}
+    yield rows.embedding_quantized_kernel, types, {**wide, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {}
     for fn in ("silu", "gelu", "gelu_tanh"):
         yield rows.gate_kernel, types, {**wide, "FN": fn}, {}
     for fn in ("quick_gelu", "relu", "relu2", "none"):

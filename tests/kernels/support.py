@@ -60,7 +60,7 @@ def tensor(rng: np.random.Generator, fmt: str, n: int, k: int) -> HostTensor:
     return HostTensor("w", fmt, (n, k), data.reshape(n, -1))
 
 
-def quantised(x: Float) -> Double:
+def quantized(x: Float) -> Double:
     """What int8 activations hold: groups of 32 rounded to multiples of a 127th of their largest."""
     groups = x.reshape(*x.shape[:-1], -1, 32)
     top = np.abs(groups).max(-1, keepdims=True)

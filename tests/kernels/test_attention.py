@@ -266,7 +266,7 @@ def test_wild_tables_do_no_harm(ops: Any) -> None:
 
 
 def test_head_norms(ops: Any) -> None:
-    """rope_store with norms equals normalising first."""
+    """rope_store with norms equals normalizing first."""
     heads, n = Heads(4, 2, 48), 20
     rng = np.random.default_rng(0)
     qkv, q_norm, k_norm = random_rows(heads, n), *rng.standard_normal((2, 48), np.float32)
@@ -311,7 +311,7 @@ def test_q_alone(ops: Any, dim: int) -> None:
 
 
 def test_norms_after_rotation_and_a_growing_scale(ops: Any) -> None:
-    """A head of 20 values, so that vectors end inside it: rotate, normalise, scale by a table of positions."""
+    """A head of 20 values, so that vectors end inside it: rotate, normalize, scale by a table of positions."""
     heads, n = Heads(4, 2, 20), 20
     rng = np.random.default_rng(0)
     qkv, q_norm, k_norm = random_rows(heads, n), *rng.standard_normal((2, 20), np.float32)
@@ -329,7 +329,7 @@ def test_norms_after_rotation_and_a_growing_scale(ops: Any) -> None:
 
 
 def test_int8_output_is_the_rounded_float_output(ops: Any) -> None:
-    """What a quantised layer reads is the float result, quantised as `store` does it."""
+    """What a quantized layer reads is the float result, quantized as `store` does it."""
     from .support import tensor
 
     heads = Heads(6, 2, 16)

@@ -10,7 +10,7 @@ import pytest
 
 from sglang.srt.model.quant.formats import dense
 
-from .support import Float, close, ints, quantised, read_back, same_bits, tensor
+from .support import Float, close, ints, quantized, read_back, same_bits, tensor
 
 
 def normed(x: Float, weight: Float, eps: float) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -69,7 +69,7 @@ def test_rms_norm_to_an_activation(ops: Any, more_threads: list[Any], fmt: str) 
 
     out = run(ops, x)
     want = normed(x, weight, 1e-5)
-    close(out, quantised(want.astype(np.float32)) if fmt == "q8_0" else want, 1e-6 if fmt == "f32" else 1e-2)
+    close(out, quantized(want.astype(np.float32)) if fmt == "q8_0" else want, 1e-6 if fmt == "f32" else 1e-2)
     same_bits(run(ops, x[11:12]), out[11:12])
     for other in more_threads:
         same_bits(run(other, x), out)
@@ -169,7 +169,7 @@ def test_soft_cap(ops: Any) -> None:
     assert np.flatnonzero(np.isnan(x[0])).tolist() == [7]
 
 
-def test_quantising_extremes(ops: Any) -> None:
+def test_quantizing_extremes(ops: Any) -> None:
     """Zeros, tiny and huge groups come back as what they are, to an eighth bit."""
     rows = np.stack([np.zeros(64), np.full(64, 1e-35), np.full(64, 3e30), np.linspace(-1e-20, 1e-20, 64)]).astype(np.float32)
     activation = ops.activation(4, [ops.pack([tensor(np.random.default_rng(0), "q8_0", 1, 64)])])

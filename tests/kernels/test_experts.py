@@ -11,7 +11,7 @@ from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.ops import Routes, Routing
 from sglang.srt.model.kernels.reference import ReferenceOps
 
-from .support import INT_FORMATS, Float, close, ints, quantised, same_bits, tensor
+from .support import INT_FORMATS, Float, close, ints, quantized, same_bits, tensor
 
 REFERENCE = ReferenceOps()
 KINDS = ("q4_1", "q8_0", "f32", "f16", "bf16")
@@ -33,11 +33,11 @@ def routed(
 
 HOWS = {
     "softmax": Routing(),
-    "softmax as it is": Routing(normalise=False),
+    "softmax as it is": Routing(normalize=False),
     "scaled": Routing(scale=2.5),
     "sigmoid": Routing("sigmoid"),
     "two best of each group": Routing("sigmoid", num_groups=4, top_groups=2),
-    "best of each group": Routing("softmax", normalise=False, scale=16.0, num_groups=4, top_groups=3, group_best=1),
+    "best of each group": Routing("softmax", normalize=False, scale=16.0, num_groups=4, top_groups=3, group_best=1),
 }
 
 
@@ -159,7 +159,7 @@ def test_experts_without_gates(ops: Any, fmt: str, hidden: int, width: int) -> N
 
 @pytest.mark.parametrize("fmt", INT_FORMATS)
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_quantised_experts(ops: Any, fmt: str, rows: int) -> None:
+def test_quantized_experts(ops: Any, fmt: str, rows: int) -> None:
     """Against float64, with rows rounded as the kernels round them."""
     rng = np.random.default_rng(rows)
     layer = Layer(ops, fmt, 6, 256, 256)
@@ -170,10 +170,10 @@ def test_quantised_experts(ops: Any, fmt: str, rows: int) -> None:
     for r in range(rows):
         for e, weight in zip(routes.ids[r], routes.weights[r], strict=True):
             gate, up, down = (unpacked(ops, part, eye) for part in layer.parts[e])
-            row = quantised(x[r : r + 1])
+            row = quantized(x[r : r + 1])
             inner = row @ gate.T
             inner = inner / (1 + np.exp(-inner)) * (row @ up.T)
-            want[r] += float(weight) * (quantised(inner.astype(np.float32)) @ down.T)[0]
+            want[r] += float(weight) * (quantized(inner.astype(np.float32)) @ down.T)[0]
     close(layer(x, routes), want, 2e-2)  # a value between two levels may go to either
     assert np.sqrt(np.mean((layer(x, routes) - want) ** 2)) < 2e-3 * np.sqrt(np.mean(want**2))
 
@@ -291,7 +291,7 @@ def test_every_head_has_its_matrix(ops: Any, fmt: str, count: int, n: int, k: in
     parts = heads_of(rng, fmt, count, n, k)
     bank = ops.pack_experts(count, parts.__getitem__, gated=False)
     x = rng.standard_normal((300, count * k), np.float32)
-    matrices = np.stack([part[0].dequantise() for part in parts]).astype(np.float64)
+    matrices = np.stack([part[0].dequantize() for part in parts]).astype(np.float64)
     want = np.einsum("hnk,rhk->rhn", matrices, x.reshape(-1, count, k)).reshape(300, -1)
 
     def run(rows: list[int]) -> Float:
@@ -336,7 +336,7 @@ def test_heads_that_do_not_fit(ops: Any) -> None:
         ops.pack_experts(2, heads_of(rng, fmt, 2, 32, k).__getitem__, gated=False)
         for fmt, k in (("f32", 32), ("f32", 33), ("q8_0", 32))
     )
-    into, narrow, quantised_rows = (ops.activation(4, [bank], heads) for heads in (2, 1, 2))
+    into, narrow, quantized_rows = (ops.activation(4, [bank], heads) for heads in (2, 1, 2))
     gated = ops.pack_experts(2, lambda e: heads_of(rng, "f32", 2, 32, 32)[0] * 2, gated=True)
     out, rows = np.zeros((4, 64), np.float32), ints(4)
     cases: list[tuple[str, Any]] = [
@@ -344,7 +344,7 @@ def test_heads_that_do_not_fit(ops: Any) -> None:
         ("even", lambda: ops.heads_linear(odd, ops.activation(4, [odd], 2), out, rows)),
         ("float", lambda: ops.heads_linear(blocks, ops.activation(4, [blocks], 2), out, rows)),
         ("gates", lambda: ops.heads_linear(gated, into, out, rows)),
-        ("columns", lambda: ops.heads_linear(bank, quantised_rows, out[:, :63], rows)),
+        ("columns", lambda: ops.heads_linear(bank, quantized_rows, out[:, :63], rows)),
     ]
     for word, call in cases:
         with pytest.raises(ValueError, match=word):

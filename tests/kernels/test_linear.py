@@ -19,7 +19,7 @@ from .support import (
     Float,
     close,
     ints,
-    quantised,
+    quantized,
     read_back,
     same_bits,
     tensor,
@@ -40,7 +40,7 @@ def multiply(ops: Any, weight: Any, x: Float, bias: Float | None = None, max_row
 
 
 def inputs(fmt: str, x: Float) -> Double:
-    return quantised(x) if fmt in INT_FORMATS else x.astype(np.float64)
+    return quantized(x) if fmt in INT_FORMATS else x.astype(np.float64)
 
 
 @pytest.mark.parametrize("fmt", ALL_FORMATS)
@@ -53,7 +53,7 @@ def test_packed_values(ops: Any, fmt: str) -> None:
     ids = rng.permutation(53).astype(np.int32)
     out = np.zeros((53, 512), np.float32)
     ops.embedding(weight, ids, out, ints(53))
-    want = host.dequantise()[ids]
+    want = host.dequantize()[ids]
     if fmt in EXACT_FORMATS:
         np.testing.assert_array_equal(out, want)
     elif fmt in ROUNDED_SCALES:  # of q4_k: its scales of 6 bits times a half, rounded to a half
@@ -99,7 +99,7 @@ def test_shapes(ops: Any, fmt: str, n: int, k: int) -> None:
     activation = ops.activation(12, [weight])
     ops.store(x, activation, ints(9))
     ops.linear(weight, activation, wide[:, 4 : 4 + n], ints(9), bias=bias)
-    close(wide[:9, 4 : 4 + n], inputs(fmt, x) @ host.dequantise().T.astype(np.float64) + bias, 3e-6)
+    close(wide[:9, 4 : 4 + n], inputs(fmt, x) @ host.dequantize().T.astype(np.float64) + bias, 3e-6)
     assert (wide[9:] == 7).all() and (wide[:, :4] == 7).all() and (wide[:, 4 + n :] == 7).all()
 
 
@@ -110,7 +110,7 @@ def test_float_widths(ops: Any, fmt: str, k: int) -> None:
     rng = np.random.default_rng(k)
     host = tensor(rng, fmt, 19, k)
     x = rng.standard_normal((30, k), np.float32)
-    close(multiply(ops, ops.pack([host]), x), x.astype(np.float64) @ host.dequantise().T.astype(np.float64), 3e-6)
+    close(multiply(ops, ops.pack([host]), x), x.astype(np.float64) @ host.dequantize().T.astype(np.float64), 3e-6)
 
 
 @pytest.mark.parametrize(("fmt", "k"), [*((fmt, 704) for fmt in KIND_FORMATS), ("q3_k", 768), ("q2_k", 768)])
@@ -164,7 +164,7 @@ def test_gated_linear_of_odd_width(ops: Any) -> None:
     activation, hidden = ops.activation(7, [weight]), ops.activation(7, [reader])
     ops.store(x, activation, ints(7))
     ops.gated_linear(weight, activation, hidden, ints(7), gate="silu")
-    g, u = (x.astype(np.float64) @ t.dequantise().T for t in (gate, up))
+    g, u = (x.astype(np.float64) @ t.dequantize().T for t in (gate, up))
     close(read_back(ops, hidden, 7), g / (1 + np.exp(-g)) * u, 3e-6)
 
 

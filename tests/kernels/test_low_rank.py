@@ -11,7 +11,7 @@ from sglang.srt.model.kernels.low_rank import ADAPTER_TILE, LowRank, RowAdapters
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.op_tape import OpTape
 
-from .support import Float, close, ints, quantised, same_bits, tensor
+from .support import Float, close, ints, quantized, same_bits, tensor
 
 SLOTS, MAX_RANK = 9, 40
 WIDTHS = {"qkv": (48, 16, 24), "one": (70,), "gate_up": (96, 96)}
@@ -64,7 +64,7 @@ def test_values(ops: Any, shape: str, fmt: str, k: int) -> None:
     x = rng.standard_normal((41, k), np.float32)
     slots = rng.integers(-1, SLOTS, 41).tolist()
     got = added(ops, filled(ops, k, WIDTHS[shape]), x, slots, fmt, before=4.0)
-    seen = quantised(x).astype(np.float32) if fmt == "q8_0" else x
+    seen = quantized(x).astype(np.float32) if fmt == "q8_0" else x
     want = added(ReferenceOps(), filled(ReferenceOps(), k, WIDTHS[shape]), seen, slots, "f32", before=4.0)
     close(got, want, 2e-5)
     untouched = [i for i, slot in enumerate(slots) if slot < 0]

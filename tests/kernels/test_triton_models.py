@@ -85,7 +85,7 @@ def test_logits_of_families_with_other_halves(family: str, setting: int, tmp_pat
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-4 * np.abs(rows[0]).max())
 
 
-def test_quantised_sampled_and_deterministic(tmp_path: Path) -> None:
+def test_quantized_sampled_and_deterministic(tmp_path: Path) -> None:
     """int4 weights, every cut of sampling with penalties, the kernels of a fixed order: still the reference's tokens."""
     save_model(tmp_path, "qwen2", num_hidden_layers=1)
     params = SamplingParams(

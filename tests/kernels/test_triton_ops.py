@@ -214,8 +214,8 @@ def test_take_sampled(exact: Any) -> None:
 def test_levels_are_the_formats_values(exact: Any, fmt: str) -> None:
     weight = tensor(np.random.default_rng(1), fmt, 6, 512)
     packed = exact.pack([weight])
-    values = packed.data if packed.form == "dense" else exact._products.dequantised(packed)
-    close(values.numpy(), weight.dequantise(), 1e-6)
+    values = packed.data if packed.form == "dense" else exact._products.dequantized(packed)
+    close(values.numpy(), weight.dequantize(), 1e-6)
 
 
 @pytest.mark.parametrize("fmt", ["f32", "q4_1", "q6_k"])
@@ -349,7 +349,7 @@ def test_one_row(ops: Any, fn: str | None, width: int) -> None:
 
 @pytest.mark.parametrize("fmt", ["q4_0", "q4_1", "q8_0", "q6_k"])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_every_size_of_quantised_products(ops: Any, fmt: str, ordered: bool) -> None:
+def test_every_size_of_quantized_products(ops: Any, fmt: str, ordered: bool) -> None:
     """The kernels among which a GPU takes the fastest, on a width that is no multiple of their blocks."""
     pair, rng, width = Pair(ops), np.random.default_rng(4), 768
     order = rng.permutation(width).astype(np.int32) if ordered else None
@@ -657,7 +657,7 @@ def test_inputs_and_tables(exact: Any) -> None:
 
 HOWS = {
     "softmax": Routing(),
-    "as it is": Routing(normalise=False, scale=2.5),
+    "as it is": Routing(normalize=False, scale=2.5),
     "two best of each group": Routing("sigmoid", num_groups=4, top_groups=2),
     "best of each group": Routing(num_groups=4, top_groups=3, group_best=1),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.model.vision import randomise
+from tests.model.vision import randomize
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,7 @@ def save_mllama(folder: Path, seed: int = 5, tile: int = TILE, patch: int = PATC
 
     vision = VISION | {"image_size": tile, "patch_size": patch}
     config = t.MllamaConfig(text_config=TEXT | text, vision_config=vision, image_token_index=IMAGE)
-    model = randomise(t.MllamaForConditionalGeneration(config), seed)
+    model = randomize(t.MllamaForConditionalGeneration(config), seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate" in name and "gate_proj" not in name:

@@ -134,7 +134,7 @@ def test_what_peft_saves(base: tuple[Path, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-def test_on_quantised_weights(quantization: str | None, base: tuple[Path, Any], tmp_path: Path) -> None:
+def test_on_quantized_weights(quantization: str | None, base: tuple[Path, Any], tmp_path: Path) -> None:
     """What an adapter adds is nearly the same on weights of every kind."""
     folder, model = base
     adapter = write_adapter(tmp_path, model)

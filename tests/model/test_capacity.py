@@ -96,7 +96,7 @@ def needs(**changes: int) -> Needs:
     return Needs(**{**usual, "kv_tokens": 256, **changes})
 
 
-QUANTISED = {"int8": 9 * GIB, "int4": 6 * GIB}
+QUANTIZED = {"int8": 9 * GIB, "int4": 6 * GIB}
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ QUANTISED = {"int8": 9 * GIB, "int4": 6 * GIB}
 )
 def test_a_model_that_does_not_fit_is_refused_with_what_would(model: Needs, available: int, would_fit: str) -> None:
     with pytest.raises(CapacityError) as caught:
-        check_room("m", model, HostMemory(16 * GIB, available * GIB), QUANTISED)
+        check_room("m", model, HostMemory(16 * GIB, available * GIB), QUANTIZED)
     said = str(caught.value)
     assert f"m needs {model.total / GIB:.2f} GiB" in said and f"{available}.00 GiB of 16.00 GiB are available" in said
     assert would_fit in said
 
 
 def test_a_model_that_fits_is_not_refused() -> None:
-    check_room("m", needs(), HostMemory(32 * GIB, 17 * GIB), QUANTISED)
+    check_room("m", needs(), HostMemory(32 * GIB, 17 * GIB), QUANTIZED)
 
 
 @pytest.mark.parametrize(

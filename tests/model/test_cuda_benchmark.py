@@ -22,7 +22,7 @@ from sglang.srt.model.kernels.reference import ReferenceOps
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("torch", reason="torch is not installed")
-from tests.model import quantised  # noqa: E402
+from tests.model import quantized  # noqa: E402
 from tests.server.test_processes import wait_dead  # noqa: E402
 
 
@@ -85,7 +85,7 @@ def results(share: float) -> dict[str, list[dict[str, Any]]]:
             {"fixed order": {"batch": 1, **step}},
             done,
         ],
-        "quantised": [{"weights": "int4", "batch": 16, "times_bfloat16": 2.5, "share_of_limit": share, **step}, done],
+        "quantized": [{"weights": "int4", "batch": 16, "times_bfloat16": 2.5, "share_of_limit": share, **step}, done],
         "ours": [{"tokens_per_s": 1000 * share}, done],
         "transformers": [],
     }
@@ -146,9 +146,9 @@ def test_tiers_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_checkpoints_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack, config, bar = quantised.FORMS["gptq"]
+    pack, config, bar = quantized.FORMS["gptq"]
     monkeypatch.setattr(checks, "TINY_FORMS", ("gptq", "gptq read wrongly"))
-    monkeypatch.setitem(quantised.FORMS, "gptq read wrongly", (pack, {**config, "checkpoint_format": "gptq_v2"}, bar))
+    monkeypatch.setitem(quantized.FORMS, "gptq read wrongly", (pack, {**config, "checkpoint_format": "gptq_v2"}, bar))
     assert [f["ok"] for f in checks.checkpoints(tmp_path, REFERENCE)] == [True, False]
 
 

@@ -1,6 +1,6 @@
-"""The default model against transformers on the dequantised weights, as the release promises: 20 prompts of 64 new tokens.
+"""The default model against transformers on the dequantized weights, as the release promises: 20 prompts of 64 new tokens.
 
-The oracle shares nothing with us: weights are read and dequantised by the `gguf` package and run by transformers. A few
+The oracle shares nothing with us: weights are read and dequantized by the `gguf` package and run by transformers. A few
 prompts and tokens run always, all of them with `-m slow`.
 """
 

@@ -60,7 +60,7 @@ def test_chunks_and_batches_change_no_bit(family: str, setting: int, tmp_path: P
 
 
 @pytest.mark.parametrize("family", ROWS)
-def test_quantised_logits_are_near(family: str, tmp_path: Path) -> None:
+def test_quantized_logits_are_near(family: str, tmp_path: Path) -> None:
     """Matrices of 8 bits, and rows rounded to 8 bits for them, against float32 arithmetic on the same matrices."""
     save_family(tmp_path, family)
     exact, native = (

@@ -74,7 +74,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(leave: str, tmp_path: Path) -> No
         embedder(path, "reference")
 
 
-def test_quantising_it_is_refused(tmp_path: Path) -> None:
+def test_quantizing_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     save_gguf(path, "bert", save(tmp_path, "bert"))
     with pytest.raises(ModelError, match="read from gguf as it is"):

@@ -73,7 +73,7 @@ def by_matrix(state: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def save_gguf(path: Path, name: str, model: Any, quantise: bool = False) -> None:
+def save_gguf(path: Path, name: str, model: Any, quantize: bool = False) -> None:
     config, arch = model.config, ARCHITECTURES[name]
     writer = gguf.GGUFWriter(str(path), arch)
     dense.write_metadata(writer, name, config)
@@ -86,7 +86,7 @@ def save_gguf(path: Path, name: str, model: Any, quantise: bool = False) -> None
         stored = names.get_name(key, try_suffixes=(".weight", ".bias"))
         assert stored is not None, key
         values = np.ascontiguousarray(dense.converted(name, arch, key, value, config), np.float32)
-        if quantise and "exps" in stored:
+        if quantize and "exps" in stored:
             kind = gguf.GGMLQuantizationType.Q4_1 if "down" in stored else gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
@@ -128,7 +128,7 @@ def test_a_gguf_file_has_the_same_logits(family: str, setting: int, tmp_path: Pa
 def test_experts_in_blocks(tmp_path: Path) -> None:
     """Gate, up and down may have different formats, and are cut by experts where they are."""
     model = save_family(tmp_path, "qwen3_moe")
-    save_gguf(tmp_path / "m.gguf", "qwen3_moe", model, quantise=True)
+    save_gguf(tmp_path / "m.gguf", "qwen3_moe", model, quantize=True)
     with torch.no_grad():
         for layer in model.model.layers:
             for name, kind in (("gate_up_proj", "Q8_0"), ("down_proj", "Q4_1")):

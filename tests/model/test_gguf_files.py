@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.errors import ModelError
-from sglang.srt.model.quant.blocks import dequantise, packable_format, repacked
+from sglang.srt.model.quant.blocks import dequantize, packable_format, repacked
 from sglang.srt.model.quant.formats import FORMATS
 from tests.model.conftest import create_ops
 from tests.model.dense_families import save_family
@@ -69,10 +69,10 @@ def random_rows(kind: str, rows: int, width: int, size: float = 1.0) -> Any:
 @pytest.mark.parametrize("kind", TABLES + SMALL)
 def test_values_are_those_of_the_gguf_package(kind: str, width: int) -> None:
     data = random_rows(kind, 9, width)
-    ours, theirs = dequantise(kind.lower(), data), gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+    ours, theirs = dequantize(kind.lower(), data), gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
     np.testing.assert_array_equal(ours, theirs)
     assert ours.std() > 0.03
-    packed = dequantise(packable_format(kind.lower()), repacked(kind.lower(), data))
+    packed = dequantize(packable_format(kind.lower()), repacked(kind.lower(), data))
     if kind in EXACT:
         np.testing.assert_array_equal(packed, ours)
     elif kind in ("IQ4_XS", "IQ2_XXS", "IQ3_XXS", "IQ3_S"):
@@ -91,7 +91,7 @@ def test_any_bytes_are_read_as_the_gguf_package_reads_them(kind: str, seed: byte
     size = rows * blocks * form.block_bytes
     data = np.frombuffer((seed * size)[: size - fill % 7] + bytes([fill]) * (fill % 7), np.uint8).reshape(rows, -1)
     with np.errstate(all="ignore"):
-        ours, theirs = dequantise(kind.lower(), data), gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+        ours, theirs = dequantize(kind.lower(), data), gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
         repacked(kind.lower(), data)
     np.testing.assert_array_equal(ours, theirs)
 

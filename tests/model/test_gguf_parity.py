@@ -1,4 +1,4 @@
-"""A GGUF file against transformers with the same weights dequantised."""
+"""A GGUF file against transformers with the same weights dequantized."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def test_logits_equal_transformers(family: str, kind: str, ops: Ops, tmp_path: P
     error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
     if ops.name.startswith("reference"):
         assert error.max() < 2e-5
-    else:  # K and V in 16 bits, and int8 activations where matrices are quantised
+    else:  # K and V in 16 bits, and int8 activations where matrices are quantized
         assert error.mean() < (0.001 if kind == "F32" else 0.04)

@@ -19,9 +19,9 @@ from sglang.srt.model.worker import create_worker
 from tests.model import dense_families, expert_families, recurrent_families
 from tests.model.dense_families import save_family
 from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutations, outcome, tiny_gguf, try_file
-from tests.model.quantised import FORMS, save_quantised
+from tests.model.quantized import FORMS, save_quantized
 from tests.model.tiny import save_model
-from tests.model.vision import randomise, save_qwen
+from tests.model.vision import randomize, save_qwen
 from tests.model.vision_families import gemma4, glm4v, internvl, llava, llava_next, mistral3, pixtral
 
 ALSO = (
@@ -51,9 +51,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gptq", "w8a8", "fp8
 def save(folder: Path, family: str) -> None:
     if family in FORMS:
         pack, config, _ = FORMS[family]
-        save_quantised(folder, pack, config)
+        save_quantized(folder, pack, config)
     elif family in SEEING:
-        randomise(SEEING[family](), 0).save_pretrained(folder)
+        randomize(SEEING[family](), 0).save_pretrained(folder)
     elif "VL" in family:
         save_qwen(folder, family)
     else:

@@ -70,7 +70,7 @@ def test_saved_states_continue_bitwise(family: str, kernels: str, tmp_path: Path
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 @pytest.mark.parametrize("family", ROWS)
-def test_quantised_logits_are_near(family: str, quantization: str, tmp_path: Path) -> None:
+def test_quantized_logits_are_near(family: str, quantization: str, tmp_path: Path) -> None:
     """As for experts; what is rounded in a state stays, so that single rows of random models may go elsewhere."""
     save_family(tmp_path, family)
     exact, native = (

@@ -127,10 +127,10 @@ def test_experts(tmp_path: Path, folder: Path) -> None:
 
 def test_columns_out_of_order(tmp_path: Path, folder: Path) -> None:
     """GPTQ with act-order: the tensor becomes another format than its header lets expect."""
-    from tests.model.quantised import FORMS, save_quantised
+    from tests.model.quantized import FORMS, save_quantized
 
     name = next(name for name in FORMS if "order" in name or "act" in name)
-    save_quantised(tmp_path / "model", FORMS[name][0], FORMS[name][1])
+    save_quantized(tmp_path / "model", FORMS[name][0], FORMS[name][1])
     first, again = (Start(tmp_path / "model", folder) for _ in range(2))
     assert first.matrices and again.matrices == [] and same(first, again)
 
@@ -520,7 +520,7 @@ def test_a_pending_tensor_is_read_once_and_only_if_needed() -> None:
 
     tensor = PendingTensor.of("x", "f32", (8, 8), read)
     assert tensor.is_dense and tensor.shape == (8, 8) and not reads
-    assert np.array_equal(tensor.slice_rows(2, 4).dequantise(), values[2:4])
+    assert np.array_equal(tensor.slice_rows(2, 4).dequantize(), values[2:4])
     assert np.array_equal(replace(tensor, name="y").slice_columns(1, 3).data, values[:, 1:3])
     assert tensor.scale is None and tensor.order is None and len(reads) == 1
 

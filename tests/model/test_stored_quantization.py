@@ -23,7 +23,7 @@ STORED: dict[str, dict[str, Any] | None] = {
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True},
     "fp8": {"quant_method": "fp8"},
     "fbgemm_fp8": {"quant_method": "fbgemm_fp8"},
-    "not quantised": None,
+    "not quantized": None,
 }
 
 

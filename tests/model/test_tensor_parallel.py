@@ -24,7 +24,7 @@ from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.worker import create_worker
 from tests.model.dense_families import save_family
 from tests.model.test_cuda_runtime import SAMPLING, answers, generate, need_interpreter
-from tests.model.test_quantised_checkpoints import FORMS, save_quantised
+from tests.model.test_quantized_checkpoints import FORMS, save_quantized
 from tests.model.tiny import Driver, save_model
 
 torch = pytest.importorskip("torch")
@@ -81,8 +81,8 @@ def test_two_ranks_say_what_one_says(case: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours.top_ids, scores.top_ids)
 
 
-def test_quantised_parts(tmp_path: Path) -> None:
-    save_quantised(tmp_path, *FORMS["awq"][:2])
+def test_quantized_parts(tmp_path: Path) -> None:
+    save_quantized(tmp_path, *FORMS["awq"][:2])
     expected = tokens(create_worker(ModelOptions(str(tmp_path)), DeviceOptions(kernels="reference"), MEMORY))
     with ranks(tmp_path, DeviceOptions(kernels="reference", tp_size=2)) as worker:
         assert worker.info.quantization == "awq"

@@ -34,7 +34,7 @@ from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.spans import expand
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
 from tests.model.tiny import open_worker
-from tests.model.vision import IMAGE, Shown, logits, randomise
+from tests.model.vision import IMAGE, Shown, logits, randomize
 from tests.model.vision_families import (
     DELTA,
     EXPERTS,
@@ -242,7 +242,7 @@ def make_family(case: Case, folder: Path) -> Family:
     """A random model of the family in `folder`, and both image processors."""
     import importlib
 
-    model = randomise(case.make(), 3)
+    model = randomize(case.make(), 3)
     model.save_pretrained(folder)
     save_tokenizer(folder)
     module, name = case.processor

@@ -14,7 +14,7 @@ from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.reference import ReferenceOps
 from tests.model.mllama import save_mllama
 from tests.model.tiny import open_worker
-from tests.model.vision import Shown, logits, randomise, save_qwen
+from tests.model.vision import Shown, logits, randomize, save_qwen
 from tests.model.vision_families import (
     QWEN2_5,
     QWEN3,
@@ -53,7 +53,7 @@ def save(folder: Path, family: str) -> Any:
         model = FAMILIES[family]()
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-        randomise(model, 3)
+        randomize(model, 3)
         model.save_pretrained(folder)
     with torch.no_grad():
         return np.asarray(model(input_ids=torch.tensor([IDS])).logits[0])
@@ -117,7 +117,7 @@ def test_the_checkpoint_says_whether_there_is_a_head(family: str, tmp_path: Path
 
     model = BY_HEAD[family]()
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-    randomise(model, 3).save_pretrained(tmp_path)
+    randomize(model, 3).save_pretrained(tmp_path)
     with torch.no_grad():
         want = np.asarray(model(input_ids=torch.tensor([IDS])).logits[0])
     for outer, inner in ((None, None), (False, False), (True, False), (False, True)):

@@ -1,4 +1,4 @@
-"""Block formats: equal to the gguf package's to the last bit, and what quantising costs."""
+"""Block formats: equal to the gguf package's to the last bit, and what quantizing costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.checkpoint.gguf_reader import BLOCK_TYPES
-from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantize_q4_1, quantize_q8_0
 
 gguf = pytest.importorskip("gguf")
 
@@ -40,23 +40,23 @@ def test_both_tables_of_formats_agree() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", BLOCKED)
-def test_dequantise_is_exact(name: str) -> None:
+def test_dequantize_is_exact(name: str) -> None:
     tensor = random_blocks(name, seed=7, rows=40)
-    np.testing.assert_array_equal(tensor.dequantise(), oracle(tensor))
+    np.testing.assert_array_equal(tensor.dequantize(), oracle(tensor))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(BLOCKED), seed=st.integers(0, 2**32), rows=st.integers(1, 5), blocks=st.integers(1, 3))
-def test_dequantise_is_exact_for_any_blocks(name: str, seed: int, rows: int, blocks: int) -> None:
+def test_dequantize_is_exact_for_any_blocks(name: str, seed: int, rows: int, blocks: int) -> None:
     tensor = random_blocks(name, seed, rows, blocks)
-    np.testing.assert_array_equal(tensor.dequantise(), oracle(tensor))
+    np.testing.assert_array_equal(tensor.dequantize(), oracle(tensor))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_chunks_do_not_show() -> None:
     tensor = random_blocks("q6_k", seed=3, rows=700, blocks=4)  # several chunks
-    np.testing.assert_array_equal(tensor.dequantise(), oracle(tensor))
+    np.testing.assert_array_equal(tensor.dequantize(), oracle(tensor))
 
 
 def test_16_bit_numbers() -> None:
@@ -64,9 +64,9 @@ def test_16_bit_numbers() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     signed = torch.from_numpy(every.view(np.int16))
     for name, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16)):
-        ours = HostTensor("w", name, every.shape, every).dequantise()
+        ours = HostTensor("w", name, every.shape, every).dequantize()
         np.testing.assert_array_equal(ours, signed.view(dtype).float().numpy())
-        np.testing.assert_array_equal(dense("w", ours, name).dequantise(), ours)  # there and back
+        np.testing.assert_array_equal(dense("w", ours, name).dequantize(), ours)  # there and back
 
 
 def test_rounding_to_bf16_is_to_nearest_even() -> None:
@@ -76,19 +76,19 @@ def test_rounding_to_bf16_is_to_nearest_even() -> None:
     values[4:10] = np.array([0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 1], np.uint32).view(np.float32)
     theirs = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
     np.testing.assert_array_equal(dense("w", values, "bf16").data, theirs)
-    assert np.isnan(dense("w", np.array([np.nan, -np.nan], np.float32), "bf16").dequantise()).all()
+    assert np.isnan(dense("w", np.array([np.nan, -np.nan], np.float32), "bf16").dequantize()).all()
 
 
 @pytest.mark.parametrize(
-    ("quantise", "name", "bits", "rms"), [(quantise_q8_0, "q8_0", 8, 0.006), (quantise_q4_1, "q4_1", 4, 0.085)]
+    ("quantize", "name", "bits", "rms"), [(quantize_q8_0, "q8_0", 8, 0.006), (quantize_q4_1, "q4_1", 4, 0.085)]
 )
-def test_quantising(quantise: Any, name: str, bits: int, rms: float) -> None:
+def test_quantizing(quantize: Any, name: str, bits: int, rms: float) -> None:
     values = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
     values[3] = 0.0
     values[4] = 5.0
-    tensor = quantise("w", values)
+    tensor = quantize("w", values)
     assert (tensor.name, tensor.format, tensor.shape) == ("w", name, (64, 256))
-    back = tensor.dequantise()
+    back = tensor.dequantize()
     np.testing.assert_array_equal(back, oracle(tensor))
     assert (back[3] == 0).all()
     np.testing.assert_allclose(back[4], 5.0, rtol=1e-3)
@@ -102,14 +102,14 @@ def test_quantising(quantise: Any, name: str, bits: int, rms: float) -> None:
     assert (np.abs(errors).reshape(-1, 32).max(axis=1) <= spread * 0.52 + 0.004).all()
 
 
-@pytest.mark.parametrize("quantise", [quantise_q8_0, quantise_q4_1])
-def test_quantising_extremes(quantise: Any) -> None:
+@pytest.mark.parametrize("quantize", [quantize_q8_0, quantize_q4_1])
+def test_quantizing_extremes(quantize: Any) -> None:
     values = np.zeros((1, 64), np.float32)
     values[0, :2] = [3e38, -3e38]  # beyond any float16 scale
     values[0, 32:] = 1e-30  # below any float16 scale
-    assert np.isfinite(quantise("w", values).dequantise()).all()
+    assert np.isfinite(quantize("w", values).dequantize()).all()
     with pytest.raises(ValueError, match="blocks of 32"):
-        quantise("w", np.zeros((2, 33), np.float32))
+        quantize("w", np.zeros((2, 33), np.float32))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -120,20 +120,20 @@ def test_rows_move_whole(name: str) -> None:
     tensor = dense("w", values, name) if is_values else random_blocks(name, 5, 8, 512 // FORMATS[name].block_len)
     if name == "f8":
         tensor = replace(tensor, scale=np.arange(1, 9, dtype=np.float32))
-    every = tensor.dequantise()
+    every = tensor.dequantize()
     order = np.array([3, 0, 7, 7])
     taken = tensor.take_rows(order)
     assert taken.shape == (4, tensor.shape[1])
-    np.testing.assert_array_equal(taken.dequantise(), every[order])
+    np.testing.assert_array_equal(taken.dequantize(), every[order])
     part = tensor.slice_rows(2, 5)
     assert part.shape == (3, tensor.shape[1])
     assert np.shares_memory(part.data, tensor.data)
-    np.testing.assert_array_equal(part.dequantise(), every[2:5])
+    np.testing.assert_array_equal(part.dequantize(), every[2:5])
     with pytest.raises(ValueError, match="rows 5..9"):
         tensor.slice_rows(5, 9)
 
 
 def test_vectors_have_rows_too() -> None:
     bias = dense("b", np.arange(6, dtype=np.float32))
-    assert bias.take_rows(np.array([5, 1])).dequantise().tolist() == [5.0, 1.0]
-    assert bias.slice_rows(1, 3).dequantise().tolist() == [1.0, 2.0]
+    assert bias.take_rows(np.array([5, 1])).dequantize().tolist() == [5.0, 1.0]
+    assert bias.slice_rows(1, 3).dequantize().tolist() == [1.0, 2.0]

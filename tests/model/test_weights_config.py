@@ -251,7 +251,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rope object": ({"rope_scaling": 3}, "rope_scaling must be an object"),
     "rope theta": ({"rope_theta": -1}, "rope_theta must be a number above 1"),
     "eos": ({"eos_token_id": [1, None]}, "eos_token_id must be a token id or a list"),
-    "quantised": ({"quantization_config": {"quant_method": "hqq"}}, "says .hqq.; supported: awq"),
+    "quantized": ({"quantization_config": {"quant_method": "hqq"}}, "says .hqq.; supported: awq"),
     "window": ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window must be a positive"),
     "layer types": ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["full_attention"]}, "must name 4 layers"),
     "layer kind": ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["chunked"] * 4}, "asks for 'chunked'"),

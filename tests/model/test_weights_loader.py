@@ -16,7 +16,7 @@ from sglang.srt.checkpoint.resolve import DEFAULT_MODEL, ModelFiles, resolve_mod
 from sglang.srt.config import ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import PLAIN_LAYOUT, RopeConfig
-from sglang.srt.model.quant.formats import quantise_q8_0
+from sglang.srt.model.quant.formats import quantize_q8_0
 from sglang.srt.model.weights.loader import Checkpoint, Conversion, load_checkpoint, read_config
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 
@@ -62,7 +62,7 @@ def open_folder(folder: Path, **options: Any) -> Checkpoint:
 
 
 def values(checkpoint: Checkpoint, name: str) -> np.ndarray[Any, Any]:
-    return checkpoint.tensor(name).dequantise()
+    return checkpoint.tensor(name).dequantize()
 
 
 # --- safetensors --------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_unaligned_header(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data.tobytes())
     tensor = SafetensorsSource(tmp_path).read("w")
     assert tensor.data.flags.aligned
-    assert tensor.dequantise().tolist() == data.tolist()
+    assert tensor.dequantize().tolist() == data.tolist()
 
 
 def safetensors(header: Any, data: bytes = bytes(64), length: int | None = None) -> bytes:
@@ -302,7 +302,7 @@ def test_dtype(tmp_path: Path) -> None:
         checkpoint = open_folder(tmp_path, dtype=dtype)
         tensor = checkpoint.tensor("lm_head.weight")
         assert tensor.format == name and checkpoint.config.dtype == ("bfloat16" if dtype == "auto" else dtype)
-        np.testing.assert_allclose(tensor.dequantise(), theirs["lm_head.weight"], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(tensor.dequantize(), theirs["lm_head.weight"], rtol=1e-3, atol=1e-6)
 
 
 def test_quantization(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_quantization_by_pieces_does_not_show(tmp_path: Path) -> None:
     save(tmp_path)
     edit_config(tmp_path, vocab_size=40000)  # two and a half pieces
     (tmp_path / "model.safetensors").unlink()
-    whole = quantise_q8_0(name, values(open_folder(tmp_path, load_format="dummy"), name))
+    whole = quantize_q8_0(name, values(open_folder(tmp_path, load_format="dummy"), name))
     pieces = open_folder(tmp_path, load_format="dummy", quantization="int8").tensor(name)
     np.testing.assert_array_equal(pieces.data, whole.data)
 
@@ -386,10 +386,10 @@ def test_dummy_larger_than_its_block(tmp_path: Path) -> None:
         checkpoint = open_folder(tmp_path, load_format="dummy", dtype=dtype)
         tensor = checkpoint.tensor("model.embed_tokens.weight")
         assert tensor.format == name and tensor.shape == (20000, 128)
-        rows = tensor.dequantise()
+        rows = tensor.dequantize()
         assert np.isfinite(rows).all() and len(np.unique(rows[:, :4], axis=0)) == 20000
-    quantised = open_folder(tmp_path, load_format="dummy", quantization="int4").tensor("model.layers.0.mlp.up_proj.weight")
-    assert quantised.format == "q4_1"
+    quantized = open_folder(tmp_path, load_format="dummy", quantization="int4").tensor("model.layers.0.mlp.up_proj.weight")
+    assert quantized.format == "q4_1"
 
 
 def test_dummy_and_no_weights_at_all(tmp_path: Path) -> None:
@@ -474,7 +474,7 @@ def test_gguf_holds_what_was_written(family: str, kind: str, tmp_path: Path) -> 
     for name, value in expected.items():
         tensor = checkpoint.tensor(name)
         assert tensor.format == (kind if value.ndim == 2 else "F32").lower() and tensor.name == name
-        np.testing.assert_array_equal(tensor.dequantise(), value, name)
+        np.testing.assert_array_equal(tensor.dequantize(), value, name)
     norm = "model.layers.0.input_layernorm.weight"
     np.testing.assert_array_equal(checkpoint.vector(norm), expected[norm])  # gemma's offset is in the file
 
@@ -512,7 +512,7 @@ def test_gguf_quantization_only_makes_smaller(tmp_path: Path) -> None:
     big, expected = save_gguf(tmp_path / "big", "llama", "Q8_0")
     tensor = open_gguf(big, quantization="int4").tensor(name)
     assert tensor.format == "q4_1"
-    assert np.abs(tensor.dequantise() - expected[name]).max() < 0.3
+    assert np.abs(tensor.dequantize() - expected[name]).max() < 0.3
 
 
 def test_gguf_that_contradicts_itself(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sglang.srt.model.capacity import HostMemory
 from sglang.srt.model.device import create_ops
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
-from sglang.srt.model.quant.formats import HostTensor, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.quant.formats import HostTensor, quantize_q4_1, quantize_q8_0
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling import needed_columns
 from sglang.srt.model.weights.loader import load_checkpoint
@@ -187,8 +187,8 @@ class Mixed:
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
         tensor: HostTensor = self.source.tensor(name, shape)
         if "v_proj" in name or "up_proj" in name:
-            return quantise_q8_0(name, tensor.dequantise())
-        return quantise_q4_1(name, tensor.dequantise()) if "_proj" in name else tensor
+            return quantize_q8_0(name, tensor.dequantize())
+        return quantize_q4_1(name, tensor.dequantize()) if "_proj" in name else tensor
 
 
 def test_mixed_formats(folder: Path, ops: Ops) -> None:

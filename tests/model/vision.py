@@ -19,7 +19,7 @@ IMAGE, VIDEO, START, END = 190, 191, 192, 193
 TEXT = {**SIZES, "max_position_embeddings": 512}
 
 
-def randomise(model: Any, seed: int) -> Any:
+def randomize(model: Any, seed: int) -> Any:
     """Random weights large enough that logits differ by whole numbers; norms and biases not at their neutral values."""
     import torch
 
@@ -50,7 +50,7 @@ def save_qwen(folder: Path, family: str, seed: int = 0, **text_changes: Any) -> 
         vision |= {"embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2, "hidden_act": "quick_gelu"}
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
     config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, **ids)
-    model = randomise(getattr(transformers, f"{family}ForConditionalGeneration")(config), seed)
+    model = randomize(getattr(transformers, f"{family}ForConditionalGeneration")(config), seed)
     model.save_pretrained(folder)
     return model
 

@@ -1,4 +1,4 @@
-"""Tiny vision-language models as transformers makes them, before `vision.randomise`: one function a family."""
+"""Tiny vision-language models as transformers makes them, before `vision.randomize`: one function a family."""
 
 from __future__ import annotations
 

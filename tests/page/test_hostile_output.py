@@ -79,7 +79,7 @@ def test_nothing_runs_and_nothing_is_asked_for(page: Page, server: RunningServer
         assert [url for url in asked if not url.endswith("/v1/chat/completions")] == [], attack
 
 
-def test_the_policy_stops_what_the_sanitiser_would_not(page: Page, server: RunningServer, troubles: Troubles) -> None:
+def test_the_policy_stops_what_the_sanitizer_would_not(page: Page, server: RunningServer, troubles: Troubles) -> None:
     """The fence behind the fence: even markup that got through could do nothing."""
     troubles.expected = ("TrustedHTML", "TrustedScript", "Content Security Policy")
     Chat(page, server.url)

@@ -92,7 +92,7 @@ def test_tenants_and_requests_that_want_scores_learn_nothing_from_others(patient
     run_with_compiling(harness, [make_req("scored", [1, 2], 200, regex=LOOSE, logprobs=LogprobOptions(-1, 1))])
     assert len(harness.worker.batches) >= steps[0]
     harness.worker.batches.clear()
-    run_with_compiling(harness, [make_req("penalised", [1, 2], 200, regex=LOOSE, frequency_penalty=0.5)])
+    run_with_compiling(harness, [make_req("penalized", [1, 2], 200, regex=LOOSE, frequency_penalty=0.5)])
     assert len(harness.worker.batches) < steps[0], "a penalty is followed along the draft"
 
 

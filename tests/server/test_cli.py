@@ -263,9 +263,9 @@ class Terminal:
 
 def test_pictures_at_a_terminal(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    colours = {"red": (220, 30, 30), "blue": (30, 30, 220)}
-    for name, colour in colours.items():
-        image.new("RGB", (112, 112), colour).save(tmp_path / f"a {name}.png")
+    colors = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+    for name, color in colors.items():
+        image.new("RGB", (112, 112), color).save(tmp_path / f"a {name}.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     toy = ROOT / "models" / "toy-vlm"
     server = start_server(tmp_path / "log", "--threads", "1", "--max-total-tokens", "2048", model=str(toy))

@@ -1,4 +1,4 @@
-"""Requests that do not fit in the context, on every route: the error has the code and the words that clients recognise."""
+"""Requests that do not fit in the context, on every route: the error has the code and the words that clients recognize."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sglang.srt.checkpoint.gguf_choice import choose_gguf, quantisation
+from sglang.srt.checkpoint.gguf_choice import choose_gguf, quantization
 from sglang.srt.checkpoint.gguf_parts import with_gguf_file
 from sglang.srt.checkpoint.resolve import HubName, parse_hub_name
 from sglang.srt.errors import ModelError
@@ -230,7 +230,7 @@ def test_the_file_that_a_tag_means(tag: str | None, chosen: str) -> None:
 
 def test_files_that_are_none_or_several() -> None:
     assert choose_gguf("o/n", NAMES, "Q8_0") == NAMES[9:11]
-    assert quantisation("x/a-Q8_0-00001-of-00002.gguf") == "Q8_0"
+    assert quantization("x/a-Q8_0-00001-of-00002.gguf") == "Q8_0"
     assert choose_gguf("o/n", ["x.gguf"], None) == ["x.gguf"]
     for names, tag, said in (
         (NAMES, "Q4_K", "none of 'Q4_K': add one of :IQ1_S"),

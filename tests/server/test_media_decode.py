@@ -127,8 +127,8 @@ def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
 # --- videos -----------------------------------------------------------------------------------------------------------------
 
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-FRAMES = [Image.new("RGB", (8, 6), colour) for colour in COLOURS]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+FRAMES = [Image.new("RGB", (8, 6), color) for color in COLORS]
 
 
 def test_animations_are_videos() -> None:
@@ -136,13 +136,13 @@ def test_animations_are_videos() -> None:
         data = encode(
             FRAMES[0], form, save_all=True, append_images=FRAMES[1:], **({"lossless": True} if form == "WEBP" else {})
         )
-        assert [frame.getpixel((0, 0)) for frame in frames_of(data)] == COLOURS
+        assert [frame.getpixel((0, 0)) for frame in frames_of(data)] == COLORS
     assert len(frames_of(encode(FRAMES[0], "PNG"))) == 1
 
 
 def test_frames_one_after_another() -> None:
     data = b"".join(encode(frame, "PNG") for frame in FRAMES)
-    assert [frame.getpixel((0, 0)) for frame in frames_of(data)] == COLOURS
+    assert [frame.getpixel((0, 0)) for frame in frames_of(data)] == COLORS
     with pytest.raises(RequestError, match="cut off"):
         frames_of(data[:-5])
     with pytest.raises(RequestError, match="not a PNG"):

@@ -80,14 +80,14 @@ def png(image: Image.Image) -> bytes:
     return encode(image, "PNG")
 
 
-def blank_png(width: int, height: int, bits: int = 8, colour: int = 0, ahead: bytes = b"") -> bytes:
+def blank_png(width: int, height: int, bits: int = 8, color: int = 0, ahead: bytes = b"") -> bytes:
     """Black, made without a picture. `ahead`: chunks before the pixels."""
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     packer = zlib.compressobj(9)
     row = bytes(1 + width * channels * bits // 8)
     pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    palette = chunk(b"PLTE", bytes(768)) if colour == 3 else b""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    palette = chunk(b"PLTE", bytes(768)) if color == 3 else b""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + ahead + palette + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
@@ -174,9 +174,9 @@ def test_more_pictures_than_the_context_holds(tmp_path: Any) -> None:
 RARE = [pytest.param(*mode, marks=pytest.mark.slow) for mode in ((16, 0), (16, 2), (8, 3), (1, 0), (16, 4), (8, 2))]
 
 
-@pytest.mark.parametrize(("bits", "colour"), [(16, 6), *RARE], ids=str)
-def test_the_largest_picture_in_every_mode(vision: RunningServer, bits: int, colour: int) -> None:
-    data = blank_png(8192, 8192, bits, colour)
+@pytest.mark.parametrize(("bits", "color"), [(16, 6), *RARE], ids=str)
+def test_the_largest_picture_in_every_mode(vision: RunningServer, bits: int, color: int) -> None:
+    data = blank_png(8192, 8192, bits, color)
     assert len(data) < MIB
     with client(vision) as web, Peak(vision.process.pid) as peak:
         reply = ask(web, [data])

@@ -92,7 +92,7 @@ def test_paths_that_are_not_models(tmp_path: Path) -> None:
 def test_aliases_are_complete() -> None:
     assert DEFAULT_MODEL in ALIASES
     for name, alias in ALIASES.items():
-        assert name == name.lower() and alias.description and alias.licence
+        assert name == name.lower() and alias.description and alias.license
         assert len(alias.file.sha256) == 64 and alias.file.file_name.endswith(".gguf")
         assert all("==" in part.requirement for part in alias.file.parts)
     assert ALIASES["gemma3-270m"].note  # whoever downloads it is told its terms

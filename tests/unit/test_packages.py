@@ -62,7 +62,7 @@ def test_an_sdist_of_the_kernels_knows_its_version(tmp_path: Path) -> None:
     assert built_version(tmp_path) == "1.2.3"
 
 
-def test_both_bring_the_same_licence() -> None:
+def test_both_bring_the_same_license() -> None:
     assert (ROOT / "LICENSE").read_text() == (ROOT / "csrc/LICENSE").read_text()
 
 

@@ -23,7 +23,7 @@ def _parser(name: str, description: str, *examples: str) -> Parser:
 
 def models(argv: list[str]) -> int:
     """Those with a short name, and which of them are downloaded."""
-    parser = Parser("sglang models", "Models with a short name: size, licence, and whether they are downloaded.")
+    parser = Parser("sglang models", "Models with a short name: size, license, and whether they are downloaded.")
     parser.add_argument("--download-dir", metavar="DIR", help="where to look, if not in the user's cache")
     parser.end_with("", starts_server=False)
     args = parser.parse_args(argv)
@@ -36,7 +36,7 @@ def models(argv: list[str]) -> int:
         here = path.is_file() and path.stat().st_size == alias.file.num_bytes
         place = f"cached   {path}" if here else "not here (downloaded at first use)"
         star = "*" if name == DEFAULT_MODEL else " "
-        print(f"{star} {name:24} {alias.file.num_bytes / 1e6:5.0f} MB  {alias.licence:20} {place}\n    {alias.description}")
+        print(f"{star} {name:24} {alias.file.num_bytes / 1e6:5.0f} MB  {alias.license:20} {place}\n    {alias.description}")
     print("\n* is served when no model is named. A local folder, a .gguf file or a hub id (org/name) is a model, too.")
     return 0
 

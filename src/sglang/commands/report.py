@@ -9,7 +9,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 PERCENTILES = (50, 90, 99)
-_COLOURS = ("#2563eb", "#f59e0b", "#10b981", "#ef4444")
+_COLORS = ("#2563eb", "#f59e0b", "#10b981", "#ef4444")
 _PANEL, _WIDTH, _LEFT, _PLOT = 190, 720, 60, 120
 
 
@@ -110,14 +110,14 @@ def chart(title: str, distributions: dict[str, list[float]]) -> str:
     y = 44
     for i, (name, values) in enumerate(distributions.items()):
         if values:
-            parts.append(_panel(name, sorted(values), y, _COLOURS[i % len(_COLOURS)]))
+            parts.append(_panel(name, sorted(values), y, _COLORS[i % len(_COLORS)]))
             y += _PANEL
     style = 'font-family="sans-serif" font-size="12"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" {style}>'
     return head + '<rect width="100%" height="100%" fill="white"/>' + "\n".join(parts) + "</svg>\n"
 
 
-def _panel(name: str, ordered: list[float], top: int, colour: str) -> str:
+def _panel(name: str, ordered: list[float], top: int, color: str) -> str:
     longest = ordered[-1] or 1e-9
     width = _WIDTH - _LEFT - 30
     bottom = top + 20 + _PLOT
@@ -135,5 +135,5 @@ def _panel(name: str, ordered: list[float], top: int, colour: str) -> str:
         parts.append(
             f'<text x="{_LEFT + width * k / 4:.1f}" y="{bottom + 16}" text-anchor="middle">{1e3 * longest * k / 4:.4g}</text>'
         )
-    parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
     return "".join(parts)

@@ -20,7 +20,7 @@ BACKGROUND = -(1 << 40)
 OF_BATCHES = "\0batches"
 """how the names of their clients begin, in queues; no API key or address does"""
 STORED_QUANTIZATIONS = ("gguf", "awq", "gptq", "fp8", "mxfp4", "compressed-tensors")
-"""what --quantization may say of a checkpoint that is quantised already"""
+"""what --quantization may say of a checkpoint that is quantized already"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ModelOptions:
     mm_quantization: Literal["int8", "none"] | None = None
     """of encoders of images; None: as `quantization`"""
     stored_quantization: str | None = None
-    """one of STORED_QUANTIZATIONS: how the checkpoint must be quantised"""
+    """one of STORED_QUANTIZATIONS: how the checkpoint must be quantized"""
     context_length: int | None = None
     download_dir: str | None = None
     mmproj: str | None = None

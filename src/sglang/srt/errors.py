@@ -149,7 +149,7 @@ class ApiKeyError(RequestError):
 
 
 class AdminOnlyError(RequestError):
-    """The client is authenticated, but not authorised."""
+    """The client is authenticated, but not authorized."""
 
     status_code = 403
     err_type = "permission_error"

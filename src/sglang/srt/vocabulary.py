@@ -24,7 +24,7 @@ class Vocabulary:
     eos_token_ids: frozenset[int]
     bos_token_id: int | None = None
     tokenizer_json: str | None = None
-    """The tokenizer in Hugging Face's JSON format when there is one: grammar engines may want it for canonical re-tokenising."""
+    """The tokenizer in Hugging Face's JSON format when there is one: grammar engines may want it for canonical re-tokenizing."""
 
     @property
     def size(self) -> int:

@@ -119,8 +119,8 @@ def _tokens(text: str, meta: Row) -> str:
         token = token[:left]
         left -= len(token)
         probability = math.exp(entry[0]) if entry[0] is not None else 1.0
-        colour = f"hsl({120 * probability:.0f} 80% var(--light))"
-        shown.append(f'<span style="background:{colour}" title="{probability:.3f}">{html.escape(token)}</span>')
+        color = f"hsl({120 * probability:.0f} 80% var(--light))"
+        shown.append(f'<span style="background:{color}" title="{probability:.3f}">{html.escape(token)}</span>')
     return "".join(shown)
 
 

@@ -1,7 +1,7 @@
 """Whether two processes compute the same bits: they do if their fingerprints are equal.
 
     weights     names, shapes and types of all tensors, their bytes or samples of these, and the config beside them
-    options     what changes numbers: data types, quantisation, overrides of the config, ranks
+    options     what changes numbers: data types, quantization, overrides of the config, ranks
     kernels     the kernel set that was chosen, e.g. "cpu avx512_vnni"
     code        the files that compute: those of `sglang.srt.model`, and the library of the kernels
 

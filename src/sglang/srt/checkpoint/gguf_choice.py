@@ -1,4 +1,4 @@
-"""Which file of a repository of .gguf files is meant: by its quantisation, as `OWNER/NAME:Q4_K_M` says it, or the usual one."""
+"""Which file of a repository of .gguf files is meant: by its quantization, as `OWNER/NAME:Q4_K_M` says it, or the usual one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sglang.srt.errors import ModelError
 USUAL = "Q4_K_M"
 """what is taken where nothing is said, as other programs do"""
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
-_QUANTISATION = re.compile(
+_QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|MXFP4\w*|NVFP4\w*|BF16|FP?16|FP?32))$", re.IGNORECASE | re.ASCII
 )
 _NO_MODELS = ("mmproj", "imatrix")
 
 
 def choose_gguf(repo: str, files: Sequence[str], tag: str | None) -> list[str]:
-    """The file of a quantisation, or all its parts if it is split. Raises ModelError naming what there is."""
+    """The file of a quantization, or all its parts if it is split. Raises ModelError naming what there is."""
     models = [name for name in files if name.endswith(".gguf") and not _base(name).startswith(_NO_MODELS)]
     firsts = [name for name in models if part_names(_base(name))[0] == _base(name)]
     if not firsts:
@@ -28,7 +28,7 @@ def choose_gguf(repo: str, files: Sequence[str], tag: str | None) -> list[str]:
     else:
         chosen = _of_tag(firsts, tag)
     if not chosen:
-        known = sorted({found for name in firsts if (found := quantisation(name))}) or sorted(firsts)
+        known = sorted({found for name in firsts if (found := quantization(name))}) or sorted(firsts)
         asked = f"none of {tag[:80]!r}" if tag is not None else f"several .gguf files, none of them {USUAL}"
         raise ModelError(f"{repo} holds {asked}: add one of {', '.join(':' + name for name in known)}")
     if len(chosen) > 1:
@@ -40,16 +40,16 @@ def choose_gguf(repo: str, files: Sequence[str], tag: str | None) -> list[str]:
     return parts
 
 
-def quantisation(name: str) -> str | None:
+def quantization(name: str) -> str | None:
     """Q4_K_M of ...-Q4_K_M.gguf."""
-    found = _QUANTISATION.search(_stem(name))
+    found = _QUANTIZATION.search(_stem(name))
     return found[1] if found else None
 
 
 def _of_tag(names: Sequence[str], tag: str) -> list[str]:
     """Files whose name ends in the tag. A file that says it alone is meant before one that says more (UD-Q4_K_M)."""
     wanted = tag.lower()
-    exact = [name for name in names if (quantisation(name) or "").lower() == wanted]
+    exact = [name for name in names if (quantization(name) or "").lower() == wanted]
     return exact or [name for name in names if re.search(rf"(?:^|[-._]){re.escape(wanted)}$", _stem(name).lower())]
 
 

@@ -116,7 +116,7 @@ class Projector:
 
     @property
     def normal(self) -> dict[str, Any]:
-        """How pixels are normalised."""
+        """How pixels are normalized."""
         return {name: value for name in ("image_mean", "image_std") if (value := _rounded(self.array(name))) is not None}
 
 

@@ -4,7 +4,7 @@
     ./models/qwen, ~/m/x.gguf        a local folder (config.json and *.safetensors, or one .gguf file) or a file
     Qwen/Qwen2.5-0.5B-Instruct       a hub id, downloaded by huggingface_hub into its own cache
     org/name/file.gguf               one file of a hub repository
-    hf.co/org/name:Q4_K_M            the same by its quantisation; without one Q4_K_M is taken where there are several
+    hf.co/org/name:Q4_K_M            the same by its quantization; without one Q4_K_M is taken where there are several
 
 An alias wins over a folder of the same name; `./name` means the folder.
 """
@@ -57,7 +57,7 @@ class Alias:
     `system`: the system message of chats in the terminal."""
 
     description: str
-    licence: str
+    license: str
     file: PackagedFile
     note: str = ""
     sampling: Mapping[str, float] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def _gemma_part(number: int) -> Part:
 ALIASES: dict[str, Alias] = {
     DEFAULT_MODEL: Alias(
         description="SmolLM2 135M Instruct, 4-bit (98 MB): the default, small and quick",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         file=PackagedFile(
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             98_362_432,
@@ -88,7 +88,7 @@ ALIASES: dict[str, Alias] = {
     ),
     "gemma3-270m": Alias(
         description="Gemma 3 270M, base model, 4-bit (253 MB)",
-        licence="Gemma Terms of Use",
+        license="Gemma Terms of Use",
         file=PackagedFile(
             "gemma-3-270m-q4_k_m.gguf",
             253_113_024,

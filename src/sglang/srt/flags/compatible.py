@@ -122,7 +122,7 @@ VALUES: dict[str, dict[str, tuple[str | None, str]]] = {
 """field -> {word: (our word, what to say of it)}"""
 
 _NOT_AT_LOAD = (
-    "--quantization int8 or int4 quantises at load, and checkpoints are read as they are quantised: leave the flag out"
+    "--quantization int8 or int4 quantizes at load, and checkpoints are read as they are quantized: leave the flag out"
 )
 
 REFUSED_VALUES: dict[str, dict[str, str]] = {
@@ -317,7 +317,7 @@ FLAGS: dict[str, OtherFlag] = {
     "ep_size": OtherFlag("one", _CLUSTER, neutral=(1,)),
     "disaggregation_mode": OtherFlag("one", "a server does both, prefill and decode", neutral=("null",), refused=True),
     **_refused("a server serves whole models", "encoder_only language_model_only language_only"),
-    # --- speculation, adapters, quantisation
+    # --- speculation, adapters, quantization
     **_refused(
         "heads that draft are not loaded: --speculative-draft-model-path names a model that does", "enable_multi_layer_eagle"
     ),
@@ -349,9 +349,9 @@ FLAGS: dict[str, OtherFlag] = {
         "lora_backend max_lora_chunk_size lora_drain_wait_threshold",
         "lora_target_modules",
     ),
-    **_neutral("--quantization int8 or int4 quantises at load", torchao_config=""),
+    **_neutral("--quantization int8 or int4 quantizes at load", torchao_config=""),
     **_refused(
-        "--quantization int8 or int4 quantises at load, and checkpoints are read as they are quantised",
+        "--quantization int8 or int4 quantizes at load, and checkpoints are read as they are quantized",
         "quantize_and_serve",
         "modelopt_quant modelopt_checkpoint_restore_path modelopt_checkpoint_save_path modelopt_export_path rl_quant_profile",
     ),

@@ -48,7 +48,7 @@ class ModelFlags:
     dtype: str = _model("auto", "data type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half"))
     quantization: str | None = _model(
         None,
-        "int8, int4: quantise the weights when they are loaded; the others: what the checkpoint must be, else the start fails",
+        "int8, int4: quantize the weights when they are loaded; the others: what the checkpoint must be, else the start fails",
         choices=("int8", "int4", *STORED_QUANTIZATIONS),
     )
     kv_cache_dtype: str = _model(
@@ -61,7 +61,7 @@ class ModelFlags:
     gguf_file: str | None = _model(None, "the .gguf file of the model's folder or repository")
     mm_quantization: str | None = _model(
         None,
-        "int8: quantise the encoder of images when it is loaded, several times as fast; none: leave it as it is; "
+        "int8: quantize the encoder of images when it is loaded, several times as fast; none: leave it as it is; "
         "default: as --quantization says",
         choices=("int8", "none"),
     )
@@ -238,7 +238,7 @@ class SchedulingFlags:
     )
     speculative_draft_model_revision: str | None = _schedule(None, "revision of the draft model on the Hugging Face hub")
     speculative_draft_model_quantization: str | None = _schedule(
-        None, "quantise the weights of the draft model when they are loaded", choices=("int8", "int4")
+        None, "quantize the weights of the draft model when they are loaded", choices=("int8", "int4")
     )
     speculative_num_steps: int | None = _schedule(
         None,

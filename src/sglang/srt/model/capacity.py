@@ -171,9 +171,9 @@ def fewest_tokens(options: MemoryOptions, context_len: int) -> int:
     return options.max_total_tokens or min(MIN_POOL_TOKENS, context_len)
 
 
-def check_room(model: str, needs: Needs, memory: HostMemory, quantised: Mapping[str, int]) -> None:
+def check_room(model: str, needs: Needs, memory: HostMemory, quantized: Mapping[str, int]) -> None:
     """Before anything is loaded: raises CapacityError, with what would fit, for a model that needs more than is available.
-    `quantised`: bytes of the weights by what --quantization may say."""
+    `quantized`: bytes of the weights by what --quantization may say."""
     room = memory.available
     if needs.total <= room:
         return
@@ -185,11 +185,11 @@ def check_room(model: str, needs: Needs, memory: HostMemory, quantised: Mapping[
         parts += f", {_show(needs.companion)} for the draft model"
     raise CapacityError(
         f"{model} needs {_show(needs.total)} of memory ({parts}), and {_show(room)} of {_show(memory.total)} are available; "
-        f"{_what_fits(needs, room, quantised)}"
+        f"{_what_fits(needs, room, quantized)}"
     )
 
 
-def _what_fits(needs: Needs, room: int, quantised: Mapping[str, int]) -> str:
+def _what_fits(needs: Needs, room: int, quantized: Mapping[str, int]) -> str:
     lacking = needs.total - room
     tokens = needs.kv_tokens - (-(-lacking // needs.token_bytes) if needs.token_bytes else needs.kv_tokens)
     if tokens >= MIN_POOL_TOKENS:
@@ -197,7 +197,7 @@ def _what_fits(needs: Needs, room: int, quantised: Mapping[str, int]) -> str:
     context = int(needs.context_len * (1 - lacking / needs.tables)) if needs.tables else 0
     if context >= min(MIN_POOL_TOKENS, needs.context_len):
         return f"--context-length {context} would fit"
-    for name, weights in quantised.items():
+    for name, weights in quantized.items():
         if weights < needs.weights and needs.total - needs.weights + weights <= room:
             return f"--quantization {name} would fit, with {_show(needs.total - needs.weights + weights)}"
     billions = max(room - needs.buffers - MIN_POOL_TOKENS * needs.token_bytes, 0) * 8 / PACKED_INT4_BITS / 1e9

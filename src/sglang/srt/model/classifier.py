@@ -46,7 +46,7 @@ def _read_steps(
         stored = next((each for each in (name, prefix + name) if each in source.names), None)
         if stored is None or source.shape(stored) != shape:
             raise ModelError(f"{source.path} must hold the tensor {name!r} of its head, of shape {list(shape)}")
-        return source.read(stored).dequantise().astype(np.float64)
+        return source.read(stored).dequantize().astype(np.float64)
 
     steps: list[Step] = []
     for step, size_in, size_out in zip(head, sizes, sizes[1:], strict=False):

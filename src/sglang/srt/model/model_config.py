@@ -436,4 +436,4 @@ class ModelConfig:
         return not self.recurrent_layers[layer] or (self.recurrent is not None and self.recurrent.beside is not None)
 
     quantization: QuantConfig | None = None
-    """how the checkpoint's matrices are quantised, if its config says so"""
+    """how the checkpoint's matrices are quantized, if its config says so"""

@@ -100,7 +100,7 @@ class Pooling:
         return self.modes not in (("cls",), ("lasttoken",))
 
 
-def normalise(vector: Vector) -> Vector:
+def normalize(vector: Vector) -> Vector:
     """Scales vectors to length 1."""
     return vector / max(float(np.sqrt(vector @ vector)), 1e-12)
 
@@ -147,10 +147,10 @@ def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int, tensors: Mapping
         if (tensor := (tensors or {}).get(name)) is not None:
             if len(tensor.shape) != 2 or tensor.shape[1] != dim:
                 raise ModelError(f"the GGUF file's {name} has shape {list(tensor.shape)}, and takes vectors of {dim}")
-            weight = HostTensor(name, tensor.format, tensor.shape, tensor.data).dequantise().astype(np.float64)
+            weight = HostTensor(name, tensor.format, tensor.shape, tensor.data).dequantize().astype(np.float64)
             steps.append(DenseModule(weight, 0.0, _ACTIVATIONS["Identity"]))
             dim = tensor.shape[0]
-    return Pooling((_GGUF_MODES[kind],), (*steps, normalise), dim)
+    return Pooling((_GGUF_MODES[kind],), (*steps, normalize), dim)
 
 
 def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:
@@ -159,7 +159,7 @@ def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:
     modules = read_modules(folder)
     if modules is None:
         modes = _read_modes(folder / "1_Pooling" / "config.json", default, hidden_size)
-        return Pooling(modes, (normalise,), len(modes) * hidden_size)
+        return Pooling(modes, (normalize,), len(modes) * hidden_size)
     listed = _placed(folder, modules)
     path = next((place for name, place in listed if name == "Pooling"), folder / "1_Pooling") / "config.json"
     if not path.is_file():
@@ -170,7 +170,7 @@ def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:
     dim = len(modes) * hidden_size
     for name, place in listed:
         if name == "Normalize":
-            steps.append(normalise)
+            steps.append(normalize)
         elif name == "Dense":
             step = _read_dense(place, dim)
             steps.append(step)
@@ -232,7 +232,7 @@ def _read_dense(place: Path, dim: int) -> DenseModule:
     def matrix(name: str, shape: tuple[int, ...]) -> Vector:
         if name not in source.names or source.shape(name) != shape:
             raise ModelError(f"{place / 'model.safetensors'} must hold {name!r} of shape {list(shape)}")
-        return source.read(name).dequantise().astype(np.float64)
+        return source.read(name).dequantize().astype(np.float64)
 
     residual = None
     if fields.flag("use_residual"):

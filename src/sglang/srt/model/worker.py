@@ -387,8 +387,8 @@ def check_needs(
 ) -> None:
     """Raises CapacityError for a model that needs more memory than there is, before it is loaded."""
     needs = needs_of(checkpoint, ops, options, tp_size)
-    quantised = {kind: checkpoint.packed_bytes(ops.packed_bits, kind) // tp_size for kind in ("int8", "int4")}
-    check_room(name, needs, memory, quantised)
+    quantized = {kind: checkpoint.packed_bytes(ops.packed_bits, kind) // tp_size for kind in ("int8", "int4")}
+    check_room(name, needs, memory, quantized)
 
 
 def needs_of(checkpoint: Checkpoint | ForeignCheckpoint, ops: Ops, options: MemoryOptions, tp_size: int = 1) -> Needs:

@@ -333,7 +333,7 @@ def _check_part(path: Path, pair: _Pair, stored: str, name: str, b_shape: tuple[
 
 
 def _values(path: Path, tensor: HostTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    values = np.ascontiguousarray(tensor.dequantise(), np.float32)
+    values = np.ascontiguousarray(tensor.dequantize(), np.float32)
     if not np.isfinite(values).all():
         raise ModelError(f"{path}: {tensor.name} holds values that are no finite numbers")
     return values

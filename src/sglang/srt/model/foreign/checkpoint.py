@@ -37,7 +37,7 @@ class ForeignCheckpoint:
     num_bytes: int
 
     def packed_bytes(self, packed_bits: Callable[[str], float], quantization: str | None = None) -> int:
-        """Weights are computed with in float32, however they are stored; they are not quantised."""
+        """Weights are computed with in float32, however they are stored; they are not quantized."""
         return self.num_bytes
 
 
@@ -97,7 +97,7 @@ def _check_class(folder: Path, theirs: Any) -> None:
         (getattr(cls, "_is_stateful", False), "it keeps a state besides K and V"),
         (not getattr(cls, "_supports_attention_backend", False), "its attention is not exchangeable in transformers"),
         (not kinds <= set(CAUSAL_KINDS), f"it has layers of the kinds {', '.join(sorted(kinds - set(CAUSAL_KINDS)))}"),
-        (getattr(theirs, "quantization_config", None), "its checkpoint is quantised"),
+        (getattr(theirs, "quantization_config", None), "its checkpoint is quantized"),
     ):
         if is_bad:
             raise ModelError(f"{folder}: {name} cannot be served with --model-impl transformers: {why}")

@@ -1,4 +1,4 @@
-"""Our own C++ kernels behind the op interface: packed weights, int8 activations where weights are quantised, float16 KV.
+"""Our own C++ kernels behind the op interface: packed weights, int8 activations where weights are quantized, float16 KV.
 
 The extension `_cpu` (sources in csrc/, a distribution of its own) holds one set of kernels per instruction set and picks the best
 one this processor runs. Here its handles are wrapped in the signatures of `ops.Ops`; every argument is checked once, when an op is
@@ -308,7 +308,7 @@ class CpuOps(CpuStates, HostArrays):
         scales: Array | None = None,
     ) -> None:
         groups = how.num_groups, how.top_groups, how.group_best
-        self.runtime.route(logits, routes, rows, how.score == "sigmoid", how.normalise, how.scale, *groups, bias, scales)
+        self.runtime.route(logits, routes, rows, how.score == "sigmoid", how.normalize, how.scale, *groups, bias, scales)
 
     def gated_experts(
         self,

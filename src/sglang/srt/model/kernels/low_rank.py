@@ -174,7 +174,7 @@ class PackedPart:
 
 def _packed(part: LowRank, in_features: int, panels: int) -> PackedPart:
     used = -(-part.rank // 16)
-    (a, a_exponent), (b, b_exponent) = _normalised(part.a), _normalised(part.b)
+    (a, a_exponent), (b, b_exponent) = _normalized(part.a), _normalized(part.b)
     columns = _panels(b.T, 16 * used, panels).reshape(used, 16, panels, 16).transpose(0, 2, 1, 3)
     return PackedPart(
         part.rank,
@@ -184,7 +184,7 @@ def _packed(part: LowRank, in_features: int, panels: int) -> PackedPart:
     )
 
 
-def _normalised(values: Float) -> tuple[Float, int]:
+def _normalized(values: Float) -> tuple[Float, int]:
     """The values by a power of two with the largest between 1/2 and 1, and its exponent."""
     _, exponent = np.frexp(np.abs(values).max(initial=0.0))
     return np.ldexp(values, -int(exponent)), int(exponent)

@@ -108,7 +108,7 @@ class Routing:
     """How a row chooses its experts: by the softmax or the sigmoids of its logits, from all or from the best groups (arXiv 2412.19437)."""
 
     score: Literal["softmax", "sigmoid"] = "softmax"
-    normalise: bool = True
+    normalize: bool = True
     """weights are divided by their sum"""
     scale: float = 1.0
     """weights are multiplied by it, at last"""
@@ -359,8 +359,8 @@ class Ops(StateOps, Protocol):
         q_only: bool = False,
     ) -> None:
         """qkv: [max_rows, (num_heads + 2 * num_kv_heads) * head_dim], heads of q, then k, then v. For each row, in place on q:
-        RMS-normalise each head of q and k (if q_norm and k_norm, [head_dim], are given), rotate q and k by the row's
-        position (with `norm_last`, first rotate, then normalise), multiply q by q_scale, and by q_growth[position] if given
+        RMS-normalize each head of q and k (if q_norm and k_norm, [head_dim], are given), rotate q and k by the row's
+        position (with `norm_last`, first rotate, then normalize), multiply q by q_scale, and by q_growth[position] if given
         ([max_positions]); then store k and v in the row's slot of `kv`.
 
         Rotation is of the half-split kind: with d = cos.shape[1], elements j and j + d of a head form a pair for j < d; what

@@ -152,7 +152,7 @@ def _packable_kind(like: HostTensor, rows: int) -> int:
     """Of a weight of so many such rows."""
     kind = _kind(like)
     if kind in INTS and like.shape[1] % 32:
-        raise ModelError(f"{_describe(like)}: the width of a quantised matrix must be a multiple of 32")
+        raise ModelError(f"{_describe(like)}: the width of a quantized matrix must be a multiple of 32")
     if rows == 0 or like.shape[1] == 0:
         raise ModelError(f"{_describe(like)} is empty")
     return kind

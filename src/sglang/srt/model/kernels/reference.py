@@ -1,6 +1,6 @@
 """Every op in plain NumPy and float32: the documentation in code, the fallback where C++ cannot run, and the oracle of tests.
 
-Weights are dequantised when packed. Results do not depend on the batch, as everywhere (D6), which with a BLAS underneath takes
+Weights are dequantized when packed. Results do not depend on the batch, as everywhere (D6), which with a BLAS underneath takes
 two devices. Linear layers multiply fixed tiles of TILE rows, padded with zeros: a call has the same shape whatever the number
 of rows, and `pack` checks that the BLAS at hand treats all rows of a tile alike. Attention tiles start at multiples of TILE
 positions of the *sequence*, so a position always sits in the same row of a call of the same shape.
@@ -57,7 +57,7 @@ class ReferenceOps(ReferenceStates, HostArrays):
         return np.ascontiguousarray(host)
 
     def pack(self, parts: Sequence[HostTensor]) -> ReferenceWeight:
-        return ReferenceWeight(np.concatenate([p.dequantise() for p in parts]))
+        return ReferenceWeight(np.concatenate([p.dequantize() for p in parts]))
 
     def can_stack(self, parts: Sequence[HostTensor]) -> bool:
         return True
@@ -118,7 +118,7 @@ class ReferenceOps(ReferenceStates, HostArrays):
         which: Any = slice(n) if row_idx is None else row_idx[:n]
         if delta is not None:
             x[which] += delta[which]
-        _data(out)[:n] = _normalise(x[which], weight, eps)
+        _data(out)[:n] = _normalize(x[which], weight, eps)
 
     def linear(self, weight: Weight, x: Activation, out: Float, rows: Int, *, bias: Float | None = None) -> None:
         n = int(rows[0])
@@ -203,7 +203,7 @@ class ReferenceOps(ReferenceStates, HostArrays):
         at = positions[:n]
         for is_last in (False, True):
             if q_norm is not None and k_norm is not None and norm_last == is_last:
-                q[:], k = _normalise(q, q_norm, eps), _normalise(k, k_norm, eps)
+                q[:], k = _normalize(q, q_norm, eps), _normalize(k, k_norm, eps)
             if not is_last:
                 q[:], k = _rotate(q, cos[at], sin[at]), _rotate(k, cos[at], sin[at])
         q *= np.float32(q_scale) if q_growth is None else np.float32(q_scale) * q_growth[at][:, None, None]
@@ -409,7 +409,7 @@ def _data(out: Float | ReferenceActivation) -> Float:
     return out.data if isinstance(out, ReferenceActivation) else out
 
 
-def _normalise(x: Float, weight: Float, eps: float) -> Float:
+def _normalize(x: Float, weight: Float, eps: float) -> Float:
     mean = np.square(x).mean(axis=-1, keepdims=True, dtype=np.float32)
     result: Float = x / np.sqrt(mean + np.float32(eps)) * weight
     return result

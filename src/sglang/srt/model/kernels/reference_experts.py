@@ -20,7 +20,7 @@ class ReferenceBank:
     """A dense matrix for each expert: gate above up, or down."""
 
     def __init__(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]]) -> None:
-        self.experts = [ReferenceWeight(np.concatenate([part.dequantise() for part in read(e)])) for e in range(num_experts)]
+        self.experts = [ReferenceWeight(np.concatenate([part.dequantize() for part in read(e)])) for e in range(num_experts)]
         self.num_experts = num_experts
         self.in_features = self.experts[0].in_features
         self.out_features = sum(weight.out_features for weight in self.experts)
@@ -41,7 +41,7 @@ def route(logits: Float, routes: Routes, n: int, how: Routing, bias: Float | Non
         choice = np.where(_in_best_groups(choice, how), choice, np.float32(-np.inf))
     ids = np.argsort(-choice, axis=1, kind="stable")[:, :top_k]
     weights = np.take_along_axis(scores, ids, axis=1)
-    if how.normalise:
+    if how.normalize:
         tiny = np.float32(1e-20 if how.score == "sigmoid" else 0)
         weights = weights / (weights.sum(axis=1, keepdims=True, dtype=np.float32) + tiny)
     weights = weights * np.float32(how.scale)

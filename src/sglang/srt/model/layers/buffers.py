@@ -179,7 +179,7 @@ class StepBuffers:
     # between ops
     x: Array  # [max_rows, hidden], the residual stream
     delta: Array  # [max_rows, hidden], what is still to be added to x
-    branch: Array  # [max_rows, hidden], an output that is normalised before it becomes delta
+    branch: Array  # [max_rows, hidden], an output that is normalized before it becomes delta
     qkv: Array  # [max_rows, (num_heads + 2 * num_kv_heads) * head_dim], of the widest layer
     gate_up: Array | None  # [max_rows, 2 * intermediate], only where some layer writes it
     attn_in: Activation

@@ -18,9 +18,9 @@ from sglang.srt.model.layers.linear import Linear
 from sglang.srt.model.layers.mlp import create_mlp
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
-from sglang.srt.model.quant.formats import HostTensor, quantise_q8_0
+from sglang.srt.model.quant.formats import HostTensor, quantize_q8_0
 
-ONE_EXPERT = Routing("sigmoid", normalise=False)
+ONE_EXPERT = Routing("sigmoid", normalize=False)
 """turns a logit into its sigmoid"""
 
 
@@ -103,7 +103,7 @@ def _pack(
 
     def read(e: int) -> list[HostTensor]:
         parts = [source.tensor(f"{at}.{e}.{name}.weight", shape) for name, shape in matrices.items()]
-        return parts if ops.can_stack(parts) else [quantise_q8_0(part.name, part.dequantise()) for part in parts]
+        return parts if ops.can_stack(parts) else [quantize_q8_0(part.name, part.dequantize()) for part in parts]
 
     return ops.pack_experts(experts.count, read, gated=gated)
 

@@ -98,4 +98,4 @@ def buffers_of(step: StepBuffers) -> LayerInputBuffers:
 
 def _scaled(tensor: HostTensor, columns: np.ndarray) -> HostTensor:
     """The matrix with its columns multiplied."""
-    return dense(tensor.name, tensor.dequantise() * columns, tensor.format if tensor.is_dense else "bf16")
+    return dense(tensor.name, tensor.dequantize() * columns, tensor.format if tensor.is_dense else "bf16")

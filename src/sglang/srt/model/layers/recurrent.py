@@ -41,7 +41,7 @@ class ShortConv:
 
 
 class DeltaNet:
-    """The gated delta rule: q, k and v pass a short convolution; what is read from the state is normalised and gated by z
+    """The gated delta rule: q, k and v pass a short convolution; what is read from the state is normalized and gated by z
     (arXiv 2412.06464; Qwen3-Next)."""
 
     def __init__(
@@ -77,7 +77,7 @@ class DeltaNet:
 
 
 class StateSpace:
-    """Mamba 2: x, B and C pass a short convolution; what is read from the state is gated by z, and usually normalised
+    """Mamba 2: x, B and C pass a short convolution; what is read from the state is gated by z, and usually normalized
     (arXiv 2405.21060)."""
 
     def __init__(
@@ -143,7 +143,7 @@ class SelectiveScan:
         self.bias: Array | None = ops.array(source.vector(f"{prefix}.conv.bias")) if mixer.conv_bias else None
         self.parameters = Linear(ops, source, {f"{prefix}.x_proj": mixer.dt_rank + 2 * mixer.state_dim}, width)
         self.steps = Linear(ops, source, {f"{prefix}.dt_proj": width}, mixer.dt_rank)
-        decay = -np.exp(source.tensor(f"{prefix}.A_log").dequantise()).T
+        decay = -np.exp(source.tensor(f"{prefix}.A_log").dequantize()).T
         self.decay = ops.array(np.ascontiguousarray(decay))
         self.dt_bias, self.skip = (ops.array(source.vector(f"{prefix}.{name}")) for name in ("dt_proj.bias", "D"))
         self.norms = [ops.array(source.vector(f"{prefix}.{name}_norm.weight")) for name in ("dt", "b", "c")]
@@ -195,7 +195,7 @@ class Beside:
 
 def _taps(ops: Ops, source: WeightSource, prefix: str, scales: npt.ArrayLike = 1.0) -> Array:
     """[taps, channels]; `scales` multiply what the convolution reads."""
-    taps = source.tensor(f"{prefix}.conv.weight").dequantise().T * np.asarray(scales, np.float32)
+    taps = source.tensor(f"{prefix}.conv.weight").dequantize().T * np.asarray(scales, np.float32)
     return ops.array(np.ascontiguousarray(taps))
 
 

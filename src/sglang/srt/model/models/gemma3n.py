@@ -41,7 +41,7 @@ class Router:
         self.as_it_is = ops.array(np.eye(count, dtype=np.float32).reshape(-1))
         # stream i as it is corrected: 1 of the prediction, c + 1 of the layer's output, -(c + 1) of the first prediction
         correct = source.tensor(f"{at}.correction_coefs.weight", (count, count))
-        c = correct.dequantise()
+        c = correct.dequantize()
         rows = np.stack([np.zeros_like(c), c, -c], axis=1).reshape(3 * count, count)
         self.correct = ops.pack([dense(correct.name, rows, correct.format if correct.is_dense else "f32")])
         self.by_one = ops.array(np.tile(np.array([1, 1, -1], np.float32), count))

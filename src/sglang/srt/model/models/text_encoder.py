@@ -49,7 +49,7 @@ class EncoderSource:
         return tensor
 
     def vector(self, name: str) -> Float32:
-        return np.ascontiguousarray(self.tensor(name).dequantise())
+        return np.ascontiguousarray(self.tensor(name).dequantize())
 
 
 def _modern(name: str) -> str:
@@ -83,8 +83,8 @@ class EncoderNorm:
 
     def __init__(self, ops: Ops, source: WeightSource, name: str, config: EncoderConfig) -> None:
         self.ops, self.eps = ops, config.norm_eps
-        self.weight = ops.array(source.tensor(f"{name}.weight", (config.hidden_size,)).dequantise())
-        bias = source.tensor(f"{name}.bias", (config.hidden_size,)).dequantise() if config.has_norm_bias else None
+        self.weight = ops.array(source.tensor(f"{name}.weight", (config.hidden_size,)).dequantize())
+        bias = source.tensor(f"{name}.bias", (config.hidden_size,)).dequantize() if config.has_norm_bias else None
         self.bias = ops.array(np.zeros(config.hidden_size, np.float32) if bias is None else bias)
 
     def __call__(self, x: Array, out: Array | Activation, rows: Array, delta: Array | None = None) -> None:
@@ -271,10 +271,10 @@ def _places(source: EncoderSource, names: EncoderNames, config: EncoderConfig) -
     width, num = config.hidden_size, config.context_len + config.first_position
     positions = types = None
     if names.positions:
-        table = source.tensor(f"{names.positions}.weight", (num, width)).dequantise()
+        table = source.tensor(f"{names.positions}.weight", (num, width)).dequantize()
         positions = table[config.first_position :]
     if names.types and config.num_types:
-        types = source.tensor(f"{names.types}.weight", (config.num_types, width)).dequantise()
+        types = source.tensor(f"{names.types}.weight", (config.num_types, width)).dequantize()
         types = types[: 2 if config.num_labels else 1]
     if types is None:
         return None if positions is None else np.ascontiguousarray(positions)
@@ -284,7 +284,7 @@ def _places(source: EncoderSource, names: EncoderNames, config: EncoderConfig) -
 def _distances(source: EncoderSource, names: EncoderNames, config: EncoderConfig) -> Float32:
     """[num_heads, 2 * MAX_REACH + 1], the bias of each distance. Small distances have a bias each, larger ones share them by their
     logarithm; half of the biases are for what stands behind (T5, arXiv 1910.10683)."""
-    table = source.tensor(f"{names.distances}.weight", (config.num_buckets, config.num_heads)).dequantise()
+    table = source.tensor(f"{names.distances}.weight", (config.num_buckets, config.num_heads)).dequantize()
     half = config.num_buckets // 2
     exact = half // 2
     away = np.arange(-MAX_REACH, MAX_REACH + 1)

@@ -1,4 +1,4 @@
-"""The layout of every block format, and its dequantisation in plain NumPy (source: the GGUF format, ggml's block layouts).
+"""The layout of every block format, and its dequantization in plain NumPy (source: the GGUF format, ggml's block layouts).
 
 A block is a run of consecutive values of a row. Below, `q` are the stored integers, `d` and `m` the block's float16 scale and
 minimum, "low then high" says that a byte holds value j in its low half and value j + half in its high half.
@@ -37,7 +37,7 @@ CHUNK_BYTES = 1 << 18
 """bytes of blocks converted at a time: temporaries stay in the cache"""
 
 
-def dequantise(format_name: str, data: Bytes) -> Floats:
+def dequantize(format_name: str, data: Bytes) -> Floats:
     """Rows of blocks [rows, bytes of a row] as values [rows, values of a row]."""
     block_len, block_bytes, convert = _LAYOUTS[format_name]
     rows, row_bytes = data.shape
@@ -261,12 +261,12 @@ def _to_q4_1(values: Floats, out: Bytes) -> None:
     out[:, 4:] = q[:, :16] | (q[:, 16:] << 4)
 
 
-def quantise_q8_0(values: Floats) -> Bytes:
+def quantize_q8_0(values: Floats) -> Bytes:
     """[n, k] to q8_0 rows: the scale of a block is its largest magnitude over 127."""
     return _in_chunks(values, 34, _to_q8_0)
 
 
-def quantise_q4_1(values: Floats) -> Bytes:
+def quantize_q4_1(values: Floats) -> Bytes:
     """[n, k] to q4_1 rows: 16 levels from a block's least to its greatest value."""
     return _in_chunks(values, 20, _to_q4_1)
 

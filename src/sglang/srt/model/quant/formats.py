@@ -1,4 +1,4 @@
-"""Tensors as checkpoints store them: plain numbers or blocks of quantised ones.
+"""Tensors as checkpoints store them: plain numbers or blocks of quantized ones.
 
 The weight readers produce `HostTensor`s and the op sets pack them. `blocks.py` defines every block format.
 """
@@ -73,7 +73,7 @@ class HostTensor:
         """Whether every value stands alone (f32, f16, bf16, f8)."""
         return FORMATS[self.format].block_len == 1
 
-    def dequantise(self) -> npt.NDArray[np.float32]:
+    def dequantize(self) -> npt.NDArray[np.float32]:
         """The values as float32, of `shape`; for f32 the data itself, otherwise a new array."""
         if self.format == "f32":
             return self.data
@@ -83,7 +83,7 @@ class HostTensor:
             return blocks.bf16_values(self.data)
         if self.format == "f8":
             return f8_values(self.data, self.scale)
-        values = blocks.dequantise(self.format, self.data).reshape(self.shape)
+        values = blocks.dequantize(self.format, self.data).reshape(self.shape)
         if self.order is None:
             return values
         natural = np.empty_like(values)
@@ -100,7 +100,7 @@ class HostTensor:
         step = max(1, (1 << 20) // width)  # float32 values of the whole matrix would take gigabytes
         for start in range(0, rows, step):
             part = self.slice_rows(start, min(start + step, rows))
-            data[start : start + step] = blocks.quantise_q8_0(part.dequantise())
+            data[start : start + step] = blocks.quantize_q8_0(part.dequantize())
         return HostTensor(self.name, "q8_0", self.shape, data)
 
     def packable(self) -> HostTensor:
@@ -157,11 +157,11 @@ def dense(name: str, values: npt.NDArray[np.float32], format_name: str = "f32") 
     return HostTensor(name, format_name, values.shape, data)
 
 
-def quantise_q8_0(name: str, values: npt.NDArray[np.float32]) -> HostTensor:
+def quantize_q8_0(name: str, values: npt.NDArray[np.float32]) -> HostTensor:
     """A matrix [n, k], k a multiple of 32, in 8-bit blocks: 8.5 bits a value."""
-    return HostTensor(name, "q8_0", values.shape, blocks.quantise_q8_0(values))
+    return HostTensor(name, "q8_0", values.shape, blocks.quantize_q8_0(values))
 
 
-def quantise_q4_1(name: str, values: npt.NDArray[np.float32]) -> HostTensor:
+def quantize_q4_1(name: str, values: npt.NDArray[np.float32]) -> HostTensor:
     """A matrix [n, k], k a multiple of 32, in 4-bit blocks with a minimum each: 5 bits a value."""
-    return HostTensor(name, "q4_1", values.shape, blocks.quantise_q4_1(values))
+    return HostTensor(name, "q4_1", values.shape, blocks.quantize_q4_1(values))

@@ -1,4 +1,4 @@
-"""The quantisation scheme of a Hugging Face checkpoint, read from its config's `quantization_config`.
+"""The quantization scheme of a Hugging Face checkpoint, read from its config's `quantization_config`.
 
     quant_method          matrices are                                             become
     awq                   int4, zero points, groups of a row                       q4_1
@@ -7,7 +7,7 @@
     mxfp4                 4-bit floats of experts, groups of 32                     mxfp4
     fp8, fbgemm_fp8       float8 with a scale for the matrix, each row or each tile f8, or bf16 for tiles
 
-The tensors that are present say which matrices are quantised; the config's `ignore` lists are not read.
+The tensors that are present say which matrices are quantized; the config's `ignore` lists are not read.
 Sources: the formats as AutoAWQ, AutoGPTQ, GPTQModel, compressed-tensors and transformers document them.
 """
 
@@ -61,7 +61,7 @@ def parse_quantization(raw: Any) -> QuantConfig:
     if method == "fbgemm_fp8":
         return QuantConfig("fbgemm_fp8")
     raise ValueError(
-        f"says {shown(method)}; supported: {', '.join(METHODS)}; use the unquantised checkpoint with --quantization int8 or int4, "
+        f"says {shown(method)}; supported: {', '.join(METHODS)}; use the unquantized checkpoint with --quantization int8 or int4, "
         "or a .gguf file"
     )
 

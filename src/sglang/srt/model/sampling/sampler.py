@@ -27,7 +27,7 @@ UInt64 = npt.NDArray[np.uint64]
 #
 #     u(seed, counter) = top 24 bits of mix(mix(seed) + (counter + 1) * GAMMA) / 2^24
 #
-# mix is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014). 24 bits are
+# mix is the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014). 24 bits are
 # what a float32 in [0, 1) holds exactly.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MUL_1 = np.uint64(0xBF58476D1CE4E5B9)

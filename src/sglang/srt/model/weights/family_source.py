@@ -6,7 +6,7 @@ permuted (model_config.TensorLayout).
     transformer.h.0.ln_1.bias                           model.layers.0.input_layernorm.bias
     blk.0.attn_norm.weight (GGUF)                       model.layers.0.input_layernorm.weight
 
-Only whole rows are moved, so quantised matrices keep their blocks.
+Only whole rows are moved, so quantized matrices keep their blocks.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class FamilySource:
             return self._read_expert(name, part, part.expert)
         tensor = replace(self._read(part), name=name)
         if name.endswith((CORRECTION, ONE_ROW, CONVOLUTION, DECAY, *FLAT)):
-            values = tensor.dequantise().reshape(self.shape(name))
+            values = tensor.dequantize().reshape(self.shape(name))
             return dense(name, self._logarithm(name, values) if self._layout.decays and name.endswith(DECAY) else values)
         if self._is_transposed(name) and len(tensor.shape) == 2:
             tensor = HostTensor(name, tensor.format, tensor.shape[::-1], np.ascontiguousarray(tensor.data.T))
@@ -168,7 +168,7 @@ class FamilySource:
     def _read(self, part: Part) -> HostTensor:
         """The parts of a matrix are asked for one after another."""
         if part.stacked:
-            rows = [self._inner.read(stored).dequantise() for stored in part.stacked]
+            rows = [self._inner.read(stored).dequantize() for stored in part.stacked]
             return dense(part.stored, np.stack(rows))
         if not part.names:
             return self._inner.read(part.stored)
@@ -206,7 +206,7 @@ class FamilySource:
         """Rows (of norms over heads: values) from pairs 2j, 2j + 1 to pairs j, j + d / 2, over the part of a head that rotates."""
         order, dim = half_split(self._config.head_dim, self._config.rope.rotary_dim), self._config.head_dim
         if "_norm." in tensor.name and len(tensor.shape) == 2:
-            return dense(tensor.name, tensor.dequantise()[:, order])
+            return dense(tensor.name, tensor.dequantize()[:, order])
         heads = np.arange(tensor.shape[0]).reshape(-1, dim)
         return tensor.take_rows(heads[:, order].ravel())
 

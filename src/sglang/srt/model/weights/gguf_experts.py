@@ -10,7 +10,7 @@ from sglang.srt.checkpoint.gguf_reader import GGUFTensor
 
 SCORES = {1: "softmax", 2: "sigmoid"}
 """expert_gating_func -> scoring_func"""
-NORMALISED = {"qwen3moe": True, "qwen2moe": False, "olmoe": False}
+NORMALIZED = {"qwen3moe": True, "qwen2moe": False, "olmoe": False}
 """whether weights are divided by their sum, where files do not say and config.json would"""
 
 
@@ -32,7 +32,7 @@ def expert_fields(
         "shared_expert_intermediate_size": shared.shape[0] if shared is not None else None,
         "n_shared_experts": None if shared is not None else 0,
         "mlp_layer_types": ["sparse" if each else "dense" for each in sparse],
-        "norm_topk_prob": NORMALISED.get(arch) if norm is None else norm,
+        "norm_topk_prob": NORMALIZED.get(arch) if norm is None else norm,
         "routed_scaling_factor": number("expert_weights_scale") or None,
         "scoring_func": SCORES.get(number("expert_gating_func")),
         "n_group": number("expert_group_count") or None,

@@ -1,6 +1,6 @@
 """Loads a checkpoint: one interface over safetensors folders, GGUF files and dummy weights.
 
-    files + options -> source (tensors as stored, Hugging Face's names) -> Checkpoint (checked, converted, quantised)
+    files + options -> source (tensors as stored, Hugging Face's names) -> Checkpoint (checked, converted, quantized)
 
 A checkpoint is checked against its config when it is opened, from its headers alone, so that a contradiction is one clear error
 before anything is allocated.
@@ -24,7 +24,7 @@ from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import PLAIN_LAYOUT, ModelConfig
 from sglang.srt.model.quant.blocks import packable_format
-from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantize_q4_1, quantize_q8_0
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
 from sglang.srt.model.weights.family_source import FamilySource
@@ -47,8 +47,8 @@ DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 """matrices that choose: small, and a row whose experts are others is another"""
 
-QUANTISE_VALUES = 1 << 20
-"""values quantised at a time"""
+QUANTIZE_VALUES = 1 << 20
+"""values quantized at a time"""
 
 _ENCODER = re.compile(r"(visual|vision_tower|vision_model|multi_modal_projector|connector)\.")
 _TABLE = re.compile(r"embed|patch_conv")
@@ -91,14 +91,14 @@ class Conversion:
         tensor = tensor if tensor.format in self.kept else tensor.packable()
         target = self._block_format(tensor.name, tensor.shape, tensor.format)
         if target is not None:
-            return _quantise(tensor, target)
+            return _quantize(tensor, target)
         if tensor.format == "f8":
-            return tensor if self.keep_f8 else dense(tensor.name, tensor.dequantise(), self.dense_format or "bf16")
+            return tensor if self.keep_f8 else dense(tensor.name, tensor.dequantize(), self.dense_format or "bf16")
         if not self.keep_order:
             tensor = tensor.in_order()
         if self.dense_format is None or not tensor.is_dense or tensor.format == self.dense_format:
             return tensor
-        return dense(tensor.name, tensor.dequantise(), self.dense_format)
+        return dense(tensor.name, tensor.dequantize(), self.dense_format)
 
     def _block_format(self, name: str, shape: tuple[int, ...], stored: str) -> str | None:
         if len(shape) != 2 or stored not in FORMATS or name.endswith(ROUTERS):
@@ -113,19 +113,19 @@ class Conversion:
         return target if bits > _bits(target) else None
 
 
-def _quantise(tensor: HostTensor, target: str) -> HostTensor:
+def _quantize(tensor: HostTensor, target: str) -> HostTensor:
     """The matrix in blocks of `target`, with columns of zeros up to a multiple of 32. Rows go a few at a time: the float32 values of a
     large vocabulary take gigabytes."""
-    quantise = quantise_q8_0 if target == "q8_0" else quantise_q4_1
+    quantize = quantize_q8_0 if target == "q8_0" else quantize_q4_1
     num_rows = tensor.shape[0]
     more = -tensor.shape[1] % 32
     width = tensor.shape[1] + more
     data = np.empty((num_rows, width // FORMATS[target].block_len * FORMATS[target].block_bytes), np.uint8)
-    step = max(1, QUANTISE_VALUES // width)
+    step = max(1, QUANTIZE_VALUES // width)
     for start in range(0, num_rows, step):
         part = tensor.slice_rows(start, min(start + step, num_rows))
-        values = part.dequantise()
-        data[start : start + step] = quantise(tensor.name, np.pad(values, ((0, 0), (0, more))) if more else values).data
+        values = part.dequantize()
+        data[start : start + step] = quantize(tensor.name, np.pad(values, ((0, 0), (0, more))) if more else values).data
     return HostTensor(tensor.name, target, (num_rows, width), data)
 
 
@@ -176,7 +176,7 @@ class Checkpoint:
         return name in self._shapes
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
-        """A tensor, converted and quantised as the options ask. `shape`, if given, must be what the file holds."""
+        """A tensor, converted and quantized as the options ask. `shape`, if given, must be what the file holds."""
         if name not in self._shapes:
             raise ModelError(f"{self.config.architecture} with this config has no tensor {name!r}")
         if self.kept is None:
@@ -191,10 +191,10 @@ class Checkpoint:
         return self._conversion.apply(tensor)
 
     def vector(self, name: str, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:
-        """A norm weight, with the config's `norm_offset` added, or a bias: float32, contiguous, never quantised."""
+        """A norm weight, with the config's `norm_offset` added, or a bias: float32, contiguous, never quantized."""
         if name not in self._shapes:
             raise ModelError(f"{self.config.architecture} with this config has no tensor {name!r}")
-        values = self._read(name).dequantise()
+        values = self._read(name).dequantize()
         if shape is not None and values.shape != tuple(shape):
             raise ModelError(_contradiction(self._source.where(self._stored[name]), name, values.shape, tuple(shape)))
         if name.endswith("norm.weight") and self.config.norm_offset:
@@ -273,7 +273,7 @@ def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, Tensor
     if options.load_format == "dummy":
         if config.quantization is not None:
             raise ModelError(
-                f"--load-format dummy makes no {config.quantization.name} weights: take the unquantised model's config with "
+                f"--load-format dummy makes no {config.quantization.name} weights: take the unquantized model's config with "
                 "--quantization int4 or int8"
             )
         wanted = config.dtype if options.dtype == "auto" else options.dtype
@@ -300,7 +300,7 @@ def _by_family(stored: TensorSource, config: ModelConfig) -> TensorSource:
 
 
 def _check_stored(files: ModelFiles, options: ModelOptions, config: ModelConfig, formats: Collection[str]) -> None:
-    """Raises ModelError for a checkpoint that is quantised otherwise than the operator says. `formats`: of a GGUF file's tensors."""
+    """Raises ModelError for a checkpoint that is quantized otherwise than the operator says. `formats`: of a GGUF file's tensors."""
     asked = options.stored_quantization
     if asked is None:
         return
@@ -312,7 +312,7 @@ def _check_stored(files: ModelFiles, options: ModelOptions, config: ModelConfig,
         method = config.quantization.name if config.quantization is not None else None
         if asked == method or (asked, method) == ("fp8", "fbgemm_fp8"):
             return
-        found = "not quantised" if method is None else f"quantised as {method}"
+        found = "not quantized" if method is None else f"quantized as {method}"
     raise ModelError(f"--quantization {asked}: {files.name} is {found}; leave the flag out, it is read as it is")
 
 

@@ -1,4 +1,4 @@
-"""Quantised Hugging Face checkpoints as a source of tensors: the parts of each quantised matrix appear as one
+"""Quantized Hugging Face checkpoints as a source of tensors: the parts of each quantized matrix appear as one
 tensor.
 
     awq, gptq              X.qweight, X.qzeros, X.scales (, X.g_idx)                           -> X.weight   q4_1, q8_0
@@ -7,7 +7,7 @@ tensor.
     mxfp4                  X_blocks, X_scales of all experts of a layer                        -> X          mxfp4
     all kinds of fp8       X.weight of float8, X.weight_scale or X.weight_scale_inv            -> X.weight   f8, bf16
 
-Scales of activations and of the KV cache are ignored: activations are quantised dynamically by row, if at all.
+Scales of activations and of the KV cache are ignored: activations are quantized dynamically by row, if at all.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class QuantizedSource:
                 continue
             if name.endswith(_MATRIX) or name.endswith(_PARTS):
                 continue
-            if name.endswith(".bias") and _stem(name) in self._packed and not self._inner.read(name).dequantise().any():
+            if name.endswith(".bias") and _stem(name) in self._packed and not self._inner.read(name).dequantize().any():
                 continue  # AutoGPTQ gives every matrix a bias, of zeros where the model has none
             names.append(name)
         return names
@@ -113,7 +113,7 @@ class QuantizedSource:
             if stored == _INT8:
                 return self._read_int8(name)
         except (ValueError, IndexError) as error:
-            raise ModelError(f"{self.where(name)}: the quantised matrix {name!r} cannot be read: {error}") from error
+            raise ModelError(f"{self.where(name)}: the quantized matrix {name!r} cannot be read: {error}") from error
         return self._inner.read(name)
 
     def read_index(self, name: str, index: int) -> HostTensor:
@@ -205,7 +205,7 @@ class QuantizedSource:
         return words
 
     def _floats(self, name: str) -> npt.NDArray[np.float32]:
-        return self._inner.read(self._part(name)).dequantise()
+        return self._inner.read(self._part(name)).dequantize()
 
     def _groups(self, name: str, levels: npt.NDArray[Any], transposed: bool = False) -> npt.NDArray[np.float32]:
         """Scales as [n, groups]; checked against the config, if that says how long a group is."""

@@ -37,7 +37,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth")
 
 _FORMATS = {"F32": ("f32", "<f4"), "F16": ("f16", "<u2"), "BF16": ("bf16", "<u2")}
 _RAW = {"F8_E4M3": "u1", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
-"""types that parts of quantised matrices have"""
+"""types that parts of quantized matrices have"""
 _DTYPES = {name: dtype for name, (_, dtype) in _FORMATS.items()} | _RAW
 
 
@@ -98,7 +98,7 @@ class SafetensorsSource:
             self._num_read = 0
 
     def read_raw(self, name: str) -> npt.NDArray[Any]:
-        """A tensor of one of the types that parts of quantised matrices have (F8_E4M3 as bytes)."""
+        """A tensor of one of the types that parts of quantized matrices have (F8_E4M3 as bytes)."""
         self._release(name)
         return self._files[name].read_raw(name)
 
@@ -181,7 +181,7 @@ class SafetensorsFile:
         if entry.dtype not in _FORMATS:
             raise ModelError(
                 f"{self.path}: tensor {name!r} is of type {entry.dtype}, and only F32, F16 and BF16 are read; "
-                "use the model's unquantised checkpoint or a .gguf file"
+                "use the model's unquantized checkpoint or a .gguf file"
             )
         return HostTensor(name, _FORMATS[entry.dtype][0], entry.shape, self._array(entry))
 

@@ -64,6 +64,6 @@ class Encoder:
         return ids if self._is_exact(ids, text) else []
 
     def _is_exact(self, ids: list[int], text: str) -> bool:
-        """A tokenizer may normalise, or begin every text with a space."""
+        """A tokenizer may normalize, or begin every text with a space."""
         special, table = self._vocabulary.special_ids, self._vocabulary.token_bytes
         return not special.intersection(ids) and b"".join(table[i] for i in ids) == text.encode()

@@ -156,7 +156,7 @@ def anthropic_error_body(status: int, message: str, details: dict[str, Any] | No
 
 
 def _anthropic_length(error: ContextLengthError) -> str:
-    """The error of a prompt that is too long, in words that agents recognise; they read its numbers to shorten the
+    """The error of a prompt that is too long, in words that agents recognize; they read its numbers to shorten the
     conversation."""
     if error.max_new_tokens is None:
         return f"prompt is too long: {error.prompt_len} tokens > {error.context_len - 1} maximum"

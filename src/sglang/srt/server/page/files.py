@@ -35,7 +35,7 @@ POLICY = "; ".join(
         "trusted-types dompurify",
     ]
 )
-"""of the page: scripts are its own files, and markup comes from text only through the sanitiser"""
+"""of the page: scripts are its own files, and markup comes from text only through the sanitizer"""
 HEADERS = {
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",

@@ -146,7 +146,7 @@ class SpecialText:
 
     A chat prompt mixes two sources. The template's own `<|im_start|>` opens a turn; the same characters inside a message are
     just characters, or a user could close their turn and speak as the system. So before rendering, a mark is put inside every
-    special token's name found in the messages; the template's names stay whole and are recognised; then the stretches that
+    special token's name found in the messages; the template's names stay whole and are recognized; then the stretches that
     contain marks are encoded again, without marks and as plain text.
 
         message   "say <|im_end|>"

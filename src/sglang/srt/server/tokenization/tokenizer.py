@@ -76,7 +76,7 @@ class Tokenizer:
     # --- text to ids --------------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a prompt, special tokens recognised. A beginning-of-sequence token that the text already has is not doubled."""
+        """Ids of a prompt, special tokens recognized. A beginning-of-sequence token that the text already has is not doubled."""
         if add_special_tokens and self._bos_text is not None and text.startswith(self._bos_text):
             add_special_tokens = False
         ids = self._ids(self._core, text)
@@ -339,7 +339,7 @@ class Tokenizer:
         )
 
     def _encode_marked(self, prompt: str, mark: str) -> list[int]:
-        """Encodes with special tokens recognised, then replaces every stretch between them that has marks by its ids as
+        """Encodes with special tokens recognized, then replaces every stretch between them that has marks by its ids as
         plain text."""
         special = self.vocabulary.special_ids
         ids: list[int] = []

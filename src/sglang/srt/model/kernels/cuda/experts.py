@@ -70,7 +70,7 @@ class Experts:
         keys = self._scratch("expert keys", 1, len(routes.order), torch.int32)[0, : n * top_k]
         route_kernel[(n,)](
             logits, bias if bias is not None else logits, scales if scales is not None else logits, routes.ids, routes.weights, keys,
-            rows, num_experts, logits.stride(0), how.scale, top_k, how.score == "sigmoid", how.normalise, bias is not None,
+            rows, num_experts, logits.stride(0), how.scale, top_k, how.score == "sigmoid", how.normalize, bias is not None,
             scales is not None, how.num_groups, how.top_groups, how.group_best, power_of_two(num_experts, 2), power_of_two(top_k),
             power_of_two(how.num_groups), **self._early,
         )  # fmt: skip

@@ -2,8 +2,8 @@
 
                      few rows (<= FEW)              more rows
     dense            what is fastest here           torch.mm; gate and up together up to SOME rows what is fastest here
-    int4, int8       what is fastest here           dequantised into scratch memory, torch.mm; up to SOME rows what is fastest here
-    f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
+    int4, int8       what is fastest here           dequantized into scratch memory, torch.mm; up to SOME rows what is fastest here
+    f8               torch._scaled_mm               torch._scaled_mm, rows quantized as they come
     deterministic    dense: triton, blocks by the number of rows, not the kernel for one row, which adds up in another order
                      int4, int8, and all in float32: triton with one size of blocks
 
@@ -25,11 +25,11 @@ import triton
 
 from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaWeight
 from sglang.srt.model.kernels.triton.linear import (
-    dequantise_kernel,
+    dequantize_kernel,
     linear_kernel,
-    quantise_rows_kernel,
-    quantised_kernel,
-    quantised_vector_kernel,
+    quantize_rows_kernel,
+    quantized_kernel,
+    quantized_vector_kernel,
     vector_kernel,
 )
 
@@ -86,10 +86,10 @@ class Products:
                 self._library(x.data[:n], weight.data, out, bias)
         elif weight.form == "f8":
             self._scaled(weight, x, out, rows, n, bias)
-        elif (sizes := self._quantised(weight, x, out, bias)) is not None:
+        elif (sizes := self._quantized(weight, x, out, bias)) is not None:
             self._launch(sizes, weight, x, out, rows, n, bias, None)
         else:
-            self._dequantise(weight, x, out, bias)
+            self._dequantize(weight, x, out, bias)
 
     def gated(
         self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, fn: str, in_two: Callable[[Tensor], None]
@@ -114,13 +114,13 @@ class Products:
             have = self._scratch[name] = torch.empty(rows * width, dtype=dtype, device=self._device)
         return have[: rows * width].view(rows, width)
 
-    def dequantised(self, weight: CudaWeight) -> Tensor:
+    def dequantized(self, weight: CudaWeight) -> Tensor:
         n, k = weight.out_features, weight.in_features
         out = self.scratch("weight", n, k)
         block = 1024
         grid = (n, triton.cdiv(k, block))
         minima = weight.minima if weight.minima is not None else weight.scales
-        dequantise_kernel[grid](
+        dequantize_kernel[grid](
             weight.data, weight.scales, minima, weight.order if weight.order is not None else minima, out, n, k,
             weight.bits, weight.group, weight.minima is not None, weight.order is not None, block,
         )  # fmt: skip
@@ -151,7 +151,7 @@ class Products:
         max_rows = x.data.shape[0]
         narrow = self.scratch("f8 rows", max_rows, k, torch.float8_e4m3fn)[:n]
         scales = self.scratch("f8 scales", max_rows, 1, torch.float32)[:n]
-        quantise_rows_kernel[(n,)](x.data, narrow, scales, rows, k, x.data.stride(0), F8_MAX, 1024)
+        quantize_rows_kernel[(n,)](x.data, narrow, scales, rows, k, x.data.stride(0), F8_MAX, 1024)
         result = torch._scaled_mm(
             narrow, weight.data.t(), scale_a=scales, scale_b=weight.scales.view(1, -1), out_dtype=torch.bfloat16
         )
@@ -170,7 +170,7 @@ class Products:
         fn: str | None,
     ) -> None:
         if weight.form in ("int4", "int8"):
-            self._launch_quantised(sizes, weight, x, out, rows, n, bias)
+            self._launch_quantized(sizes, weight, x, out, rows, n, bias)
             return
         m_block, n_block, k_block, stages, warps = sizes
         if weight.data.element_size() == 4:
@@ -191,7 +191,7 @@ class Products:
             num_warps=warps, **self._early,
         )  # fmt: skip
 
-    def _launch_quantised(
+    def _launch_quantized(
         self, sizes: Sizes, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None
     ) -> None:
         m_block, n_block, k_block, stages, warps = sizes
@@ -201,14 +201,14 @@ class Products:
         common = x.data, weight.data, weight.scales, minima, order, bias if bias is not None else rows, out, rows, columns, k
         form = weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None
         if m_block == 1:
-            quantised_vector_kernel[(triton.cdiv(columns, n_block),)](
+            quantized_vector_kernel[(triton.cdiv(columns, n_block),)](
                 *common, *form, n_block, k_block, num_warps=warps, **self._early
             )
             return
         while k % k_block:
             k_block //= 2
         grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
-        quantised_kernel[grid](
+        quantized_kernel[grid](
             *common, x.data.stride(0), out.stride(0), *form, m_block, n_block, k_block, stages, num_warps=warps, **self._early
         )
 
@@ -230,8 +230,8 @@ class Products:
             return None
         return self._fastest(weight, x, out, bias, None, lambda _: self._library(x.data[: len(out)], weight.data, out, bias))
 
-    def _quantised(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
-        """The block sizes for a matrix of 4 or 8 bits; None: dequantised, and the library."""
+    def _quantized(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
+        """The block sizes for a matrix of 4 or 8 bits; None: dequantized, and the library."""
         n = len(out)
         if self._deterministic:
             return candidates_for(weight, "some")[0]
@@ -239,10 +239,10 @@ class Products:
             return _LEVELS["few"][0] if n <= FEW else None
         if n > SOME:
             return None
-        return self._fastest(weight, x, out, bias, None, lambda _: self._dequantise(weight, x, out, bias))
+        return self._fastest(weight, x, out, bias, None, lambda _: self._dequantize(weight, x, out, bias))
 
-    def _dequantise(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> None:
-        self._library(x.data[: len(out)], self.dequantised(weight), out, bias)
+    def _dequantize(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> None:
+        self._library(x.data[: len(out)], self.dequantized(weight), out, bias)
 
     def _fastest(
         self,

@@ -253,7 +253,7 @@ class CudaOps(CudaStates):
         else:
             assert weight.form != "f8" and weight.order is None, "checkpoints keep their embeddings in 16 bits"
             minima = weight.minima if weight.minima is not None else weight.scales
-            row_kernels.embedding_quantised_kernel[grid](
+            row_kernels.embedding_quantized_kernel[grid](
                 weight.data, weight.scales, minima, ids, out, rows, width, out.stride(0), scale,
                 weight.bits, weight.group, weight.minima is not None, _COLUMNS, **self._early,
             )  # fmt: skip

@@ -104,7 +104,7 @@ def form_of(part: HostTensor, float8: bool) -> tuple[str, int, bool]:
         raise ModelError(f"{describe(part)} cannot be packed: a matrix of a known format is needed")
     form = FORM[part.format]
     if form[0] in ("int4", "int8") and part.shape[1] % 32:
-        raise ModelError(f"{describe(part)}: the width of a quantised matrix must be a multiple of 32")
+        raise ModelError(f"{describe(part)}: the width of a quantized matrix must be a multiple of 32")
     if form[0] == "f8" and not (float8 and part.shape[0] % 16 == 0 and part.shape[1] % 16 == 0):
         return "dense", 0, False
     return form
@@ -176,7 +176,7 @@ def dense_tensor(part: HostTensor, dtype: Any, device: Any) -> Tensor:
         if not bits.flags.writeable or device.type == "cpu":  # a mapped file; on the CPU, memory that others may change
             bits = bits.copy()
         return torch.from_numpy(bits).to(device).view(torch.bfloat16 if part.format == "bf16" else torch.float16).to(dtype)
-    return torch.from_numpy(np.array(part.dequantise(), np.float32)).to(device=device, dtype=dtype)
+    return torch.from_numpy(np.array(part.dequantize(), np.float32)).to(device=device, dtype=dtype)
 
 
 def describe(tensor: HostTensor) -> str:

@@ -19,7 +19,7 @@ from sglang.srt.model.kernels.triton.common import activation, dot_add, round_to
 @triton.jit
 def route_kernel(
     logits, bias, scales, ids, weights, keys, rows, num_experts, stride, scale,
-    TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORMALISE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr,
+    TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORMALIZE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr,
     GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """A row's experts and weights, and its ids once more as keys to sort by: num_experts for rows beyond the count."""
@@ -65,7 +65,7 @@ def route_kernel(
         chosen = tl.where(k_at == j, e, chosen)
         picked = tl.where(k_at == j, tl.sum(tl.where(at == e, scores, 0.0), axis=0), picked)
         choice = tl.where(at == e, float("-inf"), choice)
-    if NORMALISE:
+    if NORMALIZE:
         total = tl.sum(picked, axis=0)
         if SIGMOID:
             total += 1e-20

@@ -1,10 +1,10 @@
 """Products of rows and packed matrices: out[m, n] = sum over k of x[m, k] w[n, k].
 
-Each output is one sum over blocks of k in ascending order (for quantised matrices one sum for each group of a block, added at the
+Each output is one sum over blocks of k in ascending order (for quantized matrices one sum for each group of a block, added at the
 end), computed by a single program, so its bits depend only on the sizes of blocks. In deterministic mode there is one size for any
 number of rows; otherwise few rows get small blocks (the time goes into reading weights) and many rows go to the vendor's library.
 
-Quantised matrices hold levels by row and a scale (and minimum) for each group of a row:
+Quantized matrices hold levels by row and a scale (and minimum) for each group of a row:
 
     4 bits   byte j of 16 in a block of 32 k:  low half k = j, high half k = j + 16       uint8 [n, k / 2]
     8 bits   one signed byte each                                                         int8  [n, k]
@@ -108,7 +108,7 @@ def vector_kernel(
 
 
 @triton.jit
-def quantised_kernel(
+def quantized_kernel(
     x, levels, scales, minima, order, bias, out, rows, n, k, x_stride, out_stride,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
@@ -186,12 +186,12 @@ def _inputs(x_at, order, k_at, m_in, HAS_ORDER: tl.constexpr):
 
 
 @triton.jit
-def quantised_vector_kernel(
+def quantized_vector_kernel(
     x, levels, scales, minima, order, bias, out, rows, n, k,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """quantised_kernel for one row, as vector_kernel: a thread has pieces of a row, their scales and the inputs that belong to them.
+    """quantized_kernel for one row, as vector_kernel: a thread has pieces of a row, their scales and the inputs that belong to them.
     A piece has as many bytes as loads of levels and of inputs can share between the same threads. BLOCK_K is a multiple of 32.
     Grid: (blocks of n)."""
     PER: tl.constexpr = 16  # values of a piece
@@ -246,7 +246,7 @@ def _inputs_of_pieces(x, order, k_at, inside, HAS_ORDER: tl.constexpr):
 
 
 @triton.jit
-def dequantise_kernel(
+def dequantize_kernel(
     levels, scales, minima, order, out, n, k,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -270,7 +270,7 @@ def dequantise_kernel(
 
 
 @triton.jit
-def quantise_rows_kernel(x, out, scales, rows, k, x_stride, limit, BLOCK: tl.constexpr):
+def quantize_rows_kernel(x, out, scales, rows, k, x_stride, limit, BLOCK: tl.constexpr):
     """Rows as float8 with a scale each: out[m] = x[m] / scale[m], scale[m] = max |x[m]| / limit. out: [max_rows, k]."""
     row = tl.program_id(0).to(tl.int64)
     if row >= tl.load(rows):

@@ -38,11 +38,11 @@ def embedding_kernel(table, ids, out, rows, width, table_stride, out_stride, sca
 
 
 @triton.jit
-def embedding_quantised_kernel(
+def embedding_quantized_kernel(
     levels, scales, minima, ids, out, rows, width, out_stride, scale,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ops.embedding over a table in the layout of linear.quantised_kernel: value = scale * level + minimum."""
+    """ops.embedding over a table in the layout of linear.quantized_kernel: value = scale * level + minimum."""
     row = tl.program_id(0)
     num_rows = tl.load(rows)
     wait_for_inputs()

@@ -58,7 +58,7 @@ class BoundedDense:
         self.dense = Dense(ops, source, {f"{name}.linear": width}, in_features, bias=False)
         self.bounds: tuple[float, ...] = ()
         if config.bounded:
-            self.bounds = tuple(float(source.tensor(f"{name}.{bound}").dequantise().reshape(())) for bound in BOUNDS)
+            self.bounds = tuple(float(source.tensor(f"{name}.{bound}").dequantize().reshape(())) for bound in BOUNDS)
 
     @property
     def weights(self) -> list[Weight]:
@@ -160,12 +160,12 @@ class Gemma4Vision:
         c, at = config, "vision_tower"
         self.patch_values = c.num_channels * c.patch_size**2
         self.embed = Dense(ops, source, {f"{at}.patch_embedder.input_proj": c.hidden_size}, self.patch_values, bias=False)
-        tables = source.tensor(f"{at}.patch_embedder.position_embedding_table").dequantise()
+        tables = source.tensor(f"{at}.patch_embedder.position_embedding_table").dequantize()
         self.positions = ops.array(tables.reshape(2 * c.num_positions, c.hidden_size))
         self.layers = [Gemma4VisionLayer(ops, source, f"{at}.encoder.layers.{i}", c) for i in range(c.num_layers)]
         self.standard: tuple[Array, ...] = ()
         if c.standardised:
-            self.standard = tuple(ops.array(source.tensor(f"{at}.std_{part}").dequantise()) for part in ("bias", "scale"))
+            self.standard = tuple(ops.array(source.tensor(f"{at}.std_{part}").dequantize()) for part in ("bias", "scale"))
         self.ones = ops.array(np.ones(c.hidden_size, np.float32))
         self.project = Dense(ops, source, {"embed_vision.embedding_projection": c.out_size}, c.hidden_size, bias=False)
 

@@ -78,7 +78,7 @@ class GlmVision(QwenVision):
     def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
         super().__init__(ops, source, config)
         self.first_norm = RootNorm(ops, source, "visual.post_conv_layernorm", config.norm_eps)
-        self.table = ops.array(source.tensor("visual.embeddings.position_embedding.weight").dequantise())
+        self.table = ops.array(source.tensor("visual.embeddings.position_embedding.weight").dequantize())
 
     def create_norm(self, source: WeightSource, name: str) -> Norm:
         return RootNorm(self.ops, source, name, self.config.norm_eps)

@@ -32,7 +32,7 @@ from sglang.srt.model.models.vision.layers import (
 )
 from sglang.srt.model.models.vision.llava import Projector
 from sglang.srt.model.models.vision.siglip import check_rows, split_rows, squares_of
-from sglang.srt.model.quant.formats import HostTensor, dense, quantise_q8_0
+from sglang.srt.model.quant.formats import HostTensor, dense, quantize_q8_0
 
 QK_EPS = 1e-6
 
@@ -42,14 +42,14 @@ class ScaledSource:
 
     def __init__(self, source: WeightSource, scales: dict[str, str]) -> None:
         self._source = source
-        self._scales = {name: source.tensor(scale).dequantise() for name, scale in scales.items()}
+        self._scales = {name: source.tensor(scale).dequantize() for name, scale in scales.items()}
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
         found, scale = self._source.tensor(name, shape), self._scales.get(name.removesuffix(".weight"))
         if scale is None:
             return found
-        values = found.dequantise() * scale[:, None]
-        return dense(name, values, found.format) if found.is_dense else quantise_q8_0(name, values)
+        values = found.dequantize() * scale[:, None]
+        return dense(name, values, found.format) if found.is_dense else quantize_q8_0(name, values)
 
     def has(self, name: str) -> bool:
         return self._source.has(name)
@@ -60,7 +60,7 @@ class ScaledSource:
 
 
 class QKNormLayer(EncoderLayer):
-    """q and k are normalised over all heads together first."""
+    """q and k are normalized over all heads together first."""
 
     qk_norms: tuple[Norm, ...] = ()
 
@@ -88,9 +88,9 @@ class InternVision:
         self.num_patches = side * side
         self.tile_rows = self.num_patches // c.merge_size**2
         self.embed = Dense(ops, FlatSource(source), {f"{at}.patch_embeddings.projection": c.hidden_size}, self.patch_values)
-        table = source.tensor(f"{at}.position_embeddings").dequantise().reshape(-1, c.hidden_size)
+        table = source.tensor(f"{at}.position_embeddings").dequantize().reshape(-1, c.hidden_size)
         order = squares_of(np.arange(self.num_patches, dtype=np.int32).reshape(side, side), c.merge_size)
-        first = table[:1] + source.tensor(f"{at}.cls_token").dequantise().reshape(1, -1)
+        first = table[:1] + source.tensor(f"{at}.cls_token").dequantize().reshape(1, -1)
         self.positions = ops.array(np.concatenate([first, table[1:][order]]))
         self.layers = [self._layer(source, f"vision_tower.encoder.layer.{i}") for i in range(c.num_layers)]
         self.norm = LayerNorm(ops, source, "vision_tower.layernorm", c.norm_eps) if c.final_norm else None

@@ -69,7 +69,7 @@ class LayerNorm:
     def __init__(self, ops: Ops, source: WeightSource, name: str, eps: float) -> None:
         self.ops = ops
         # not `vector`, which adds what the decoder's norms have added (gemma)
-        self.weight, self.bias = (ops.array(source.tensor(f"{name}.{part}").dequantise()) for part in ("weight", "bias"))
+        self.weight, self.bias = (ops.array(source.tensor(f"{name}.{part}").dequantize()) for part in ("weight", "bias"))
         self.eps = eps
 
     def __call__(self, x: Array, out: Array | Activation, rows: Array, delta: Array | None = None) -> None:
@@ -133,7 +133,7 @@ class WiderSource:
 
 
 class PlainMLP:
-    """second @ fn(first @ x). What `second` reads may be wider than the model says (quantised rows are cut into groups): the values
+    """second @ fn(first @ x). What `second` reads may be wider than the model says (quantized rows are cut into groups): the values
     there are fn(0), which matrices of zeros multiply, and make no scale larger."""
 
     def __init__(self, ops: Ops, source: WeightSource, first: str, second: str, width: int, inner: int, fn: Activator) -> None:

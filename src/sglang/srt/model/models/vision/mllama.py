@@ -72,11 +72,11 @@ class GatedSource:
 
     def _gate(self, name: str) -> np.float32 | None:
         gate = self._gates.get(name.rsplit(".", 1)[0])
-        return None if gate is None else np.tanh(self._source.tensor(gate).dequantise()[0])
+        return None if gate is None else np.tanh(self._source.tensor(gate).dequantize()[0])
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
         found, gate = self._source.tensor(name, shape), self._gate(name)
-        return found if gate is None else dense(name, found.dequantise() * gate)
+        return found if gate is None else dense(name, found.dequantize() * gate)
 
     def has(self, name: str) -> bool:
         return self._source.has(name)
@@ -161,7 +161,7 @@ class MllamaVision:
             CrossReader(ops, source, self.cross_attention, layer, c.out_size) for layer in self.cross_attention.layers
         ]
         table = source.tensor("model.embed_tokens.weight")
-        self.row = ops.array(table.slice_rows(c.image_token_id, c.image_token_id + 1).dequantise())
+        self.row = ops.array(table.slice_rows(c.image_token_id, c.image_token_id + 1).dequantize())
         self.every_row = ops.array(np.arange(BLOCK, dtype=np.int32))
 
     def _layer(self, source: WeightSource, at: str) -> EncoderLayer:
@@ -284,7 +284,7 @@ class OrderedSource:
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
         found = self._source.tensor(name, shape)
-        return dense(name, found.dequantise()[:, self._order]) if name == self._name else found
+        return dense(name, found.dequantize()[:, self._order]) if name == self._name else found
 
     def has(self, name: str) -> bool:
         return self._source.has(name)
@@ -302,16 +302,16 @@ class Tables:
         at = "vision_model"
 
         def gate(name: str) -> np.float32:
-            value: np.float32 = np.tanh(source.tensor(f"{at}.{name}.gate").dequantise()[0])
+            value: np.float32 = np.tanh(source.tensor(f"{at}.{name}.gate").dequantize()[0])
             return value
 
         places = f"{at}.gated_positional_embedding"
         self._gate = gate("gated_positional_embedding")
-        self._class = source.tensor(f"{at}.class_embedding").dequantise()
-        self._places = source.tensor(f"{places}.embedding").dequantise() * (1 - self._gate)
+        self._class = source.tensor(f"{at}.class_embedding").dequantize()
+        self._places = source.tensor(f"{places}.embedding").dequantize() * (1 - self._gate)
         self._by_tile = source.tensor(f"{places}.tile_embedding.weight")
         self._pre, self._post = (
-            source.tensor(f"{at}.{name}_tile_positional_embedding.embedding.weight").dequantise()
+            source.tensor(f"{at}.{name}_tile_positional_embedding.embedding.weight").dequantize()
             * gate(f"{name}_tile_positional_embedding")
             for name in ("pre", "post")
         )
@@ -319,7 +319,7 @@ class Tables:
     def before(self, shape: int) -> Float32:
         """[max_tiles * tile_len, hidden], what rows begin with but for the patches."""
         found = (
-            self._by_tile.slice_rows(shape, shape + 1).dequantise().reshape(self._tiles, self._len, self._width) * self._gate
+            self._by_tile.slice_rows(shape, shape + 1).dequantize().reshape(self._tiles, self._len, self._width) * self._gate
         )
         found = found + self._places
         found[:, 0] += self._class

@@ -41,7 +41,7 @@ class ByPatchSource:
         if name != self._name:
             return found
         if not found.is_dense:
-            found = dense(name, found.dequantise())
+            found = dense(name, found.dequantize())
         turned = found.data.reshape(found.shape[0], -1, self._patches).transpose(0, 2, 1)
         return replace(found, data=np.ascontiguousarray(turned).reshape(found.shape))
 

@@ -30,7 +30,7 @@ class DeepQwenVision(QwenVision):
 
     def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
         super().__init__(ops, source, config)
-        self.table = ops.array(source.tensor("visual.pos_embed.weight").dequantise())
+        self.table = ops.array(source.tensor("visual.pos_embed.weight").dequantize())
         names = [f"visual.deepstack_merger_list.{i}" for i in range(len(config.deep_layers))]
         self.deep_norms = [LayerNorm(ops, source, f"{name}.norm", config.norm_eps) for name in names]
         self.deep_mergers = [Merger(ops, source, config, f"{name}.linear_fc1", f"{name}.linear_fc2") for name in names]

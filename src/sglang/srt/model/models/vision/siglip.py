@@ -50,9 +50,9 @@ class SiglipTower:
         self.patch_values = c.num_channels * c.patch_size**2
         at, is_clip = f"{prefix}.embeddings", c.class_row
         self.embed = Dense(ops, FlatSource(source), {f"{at}.patch_embedding": c.hidden_size}, self.patch_values, not is_clip)
-        table = source.tensor(f"{at}.position_embedding.weight").dequantise()[positions]
+        table = source.tensor(f"{at}.position_embedding.weight").dequantize()[positions]
         if is_clip:
-            table[0] += source.tensor(f"{at}.class_embedding").dequantise()
+            table[0] += source.tensor(f"{at}.class_embedding").dequantize()
         self.positions = ops.array(table)  # [rows of a tile, hidden]
         self.tile_len = len(positions)
         self.num_patches = self.tile_len - int(is_clip)
@@ -225,7 +225,7 @@ class GemmaVision:
 
 def _transposed(tensor: HostTensor) -> HostTensor:
     if not tensor.is_dense:  # blocks go along rows
-        return dense(tensor.name, tensor.dequantise().T)
+        return dense(tensor.name, tensor.dequantize().T)
     data = np.ascontiguousarray(tensor.data.T)
     return replace(tensor, shape=data.shape, data=data)
 

@@ -69,7 +69,7 @@ def _lfm2_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     attends = fields.layers("full_attn_idxs", list(range(config.num_layers)), config.num_layers)
     default = ["full_attention" if i in attends else "conv" for i in range(config.num_layers)]
     scale = multiplier(fields, "routed_scaling_factor", 1.0)
-    routing = Routing("sigmoid", normalise=fields.flag("norm_topk_prob", True), scale=scale)
+    routing = Routing("sigmoid", normalize=fields.flag("norm_topk_prob", True), scale=scale)
     config = replace(config, tie_word_embeddings=tied)
     config = with_experts(fields, config, routing, first_dense(fields, 2), choice_bias=fields.flag("use_expert_bias", True))
     mixer = ConvConfig(config.hidden_size, read_taps(fields, "conv_L_cache"), fields.flag("conv_bias"))
@@ -102,7 +102,7 @@ def _qwen3_next_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     config = _qwen3_next(fields, config)
     if not fields.get("num_experts"):
         return config
-    routing = Routing(normalise=fields.flag("norm_topk_prob", True))
+    routing = Routing(normalize=fields.flag("norm_topk_prob", True))
     shared = fields.count("shared_expert_intermediate_size")
     return with_experts(fields, config, routing, read_qwen_layers(fields), shared, shared_gate=True)
 

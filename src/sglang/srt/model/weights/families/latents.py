@@ -71,7 +71,7 @@ def _deepseek2(fields: Fields, config: ModelConfig) -> ModelConfig:
     if fields.flag("norm_topk_prob"):
         raise fields.bad("norm_topk_prob", "must be false, as in all published models of this class")
     config = replace(with_latent(fields, config), mlp_bias=fields.flag("mlp_bias"))
-    groups = replace(read_groups(fields, SOFTMAX), normalise=False, group_best=1)
+    groups = replace(read_groups(fields, SOFTMAX), normalize=False, group_best=1)
     greedy = replace(groups, num_groups=1, top_groups=1)
     routing = fields.choice("topk_method", {"greedy": greedy, "group_limited_greedy": groups}, "greedy")
     shared = shared_width(fields, fields.count("moe_intermediate_size"), 2)
@@ -84,7 +84,7 @@ def _deepseek3(fields: Fields, config: ModelConfig) -> ModelConfig:
     if fields.get("scoring_func") not in (None, "sigmoid"):
         raise fields.bad("scoring_func", f"must be sigmoid, got {shown(fields.get('scoring_func'))}")
     config = with_latent(fields, config)
-    routing = replace(read_groups(fields, SIGMOID), normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(read_groups(fields, SIGMOID), normalize=fields.flag("norm_topk_prob", True))
     shared = shared_width(fields, fields.count("moe_intermediate_size"), 1)
     return with_experts(fields, config, routing, _sparse_from(fields, 3), shared, choice_bias=True)
 
@@ -93,7 +93,7 @@ def _glm4_lite(fields: Fields, config: ModelConfig) -> ModelConfig:
     """As DeepSeek-V3; one layer at the beginning is dense."""
     fields.read.update(("topk_method", "scoring_func"))
     config = with_latent(fields, config)
-    routing = replace(read_groups(fields, SIGMOID), normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(read_groups(fields, SIGMOID), normalize=fields.flag("norm_topk_prob", True))
     shared = shared_width(fields, fields.count("moe_intermediate_size"), 1)
     return with_experts(fields, config, routing, _sparse_from(fields, 1), shared, choice_bias=True)
 

@@ -103,7 +103,7 @@ def _qwen3_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     bias = fields.flag("attention_bias")
     config = replace(config, attention_bias=bias, output_bias=bias)
     config = every_layer_windowed(fields, config) if fields.flag("use_sliding_window") else without_window(fields, config)
-    routing = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob"))
+    routing = replace(SOFTMAX, normalize=fields.flag("norm_topk_prob"))
     return with_experts(fields, config, routing, read_qwen_layers(fields))
 
 
@@ -114,7 +114,7 @@ def _qwen2_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
         config = with_window(fields, config, lambda layer: layer % 2 == 0 and layer < first)
     else:
         config = without_window(fields, config)
-    routing, shared = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob")), fields.count("shared_expert_intermediate_size")
+    routing, shared = replace(SOFTMAX, normalize=fields.flag("norm_topk_prob")), fields.count("shared_expert_intermediate_size")
     return with_experts(fields, config, routing, read_qwen_layers(fields), shared, shared_gate=True)
 
 
@@ -127,7 +127,7 @@ def _olmoe(fields: Fields, config: ModelConfig) -> ModelConfig:
         raise fields.bad("clip_qkv", f"is not supported, got {shown(fields.get('clip_qkv'))}")
     bias = fields.flag("attention_bias")
     config = replace(config, attention_bias=bias, output_bias=bias)
-    return with_experts(fields, config, replace(SOFTMAX, normalise=fields.flag("norm_topk_prob")))
+    return with_experts(fields, config, replace(SOFTMAX, normalize=fields.flag("norm_topk_prob")))
 
 
 def _granite_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -148,7 +148,7 @@ def first_dense(fields: Fields, default: int) -> Callable[[int], bool]:
 def _glm4_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     qk_norm: Any = "head" if fields.flag("use_qk_norm") else ""
     config = replace(config, attention_bias=fields.flag("attention_bias"), qk_norm=qk_norm)
-    routing = replace(read_groups(fields, SIGMOID), normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(read_groups(fields, SIGMOID), normalize=fields.flag("norm_topk_prob", True))
     width = fields.count("moe_intermediate_size")
     return with_experts(fields, config, routing, first_dense(fields, 1), shared_width(fields, width), choice_bias=True)
 
@@ -183,7 +183,7 @@ def _bailing(fields: Fields, config: ModelConfig) -> ModelConfig:
     if fields.flag("norm_head"):
         raise fields.bad("norm_head", "asks for a head of rows of length 1, which is not supported")
     config = replace(config, attention_bias=fields.flag("use_qkv_bias"), output_bias=fields.flag("use_bias"))
-    routing = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(SOFTMAX, normalize=fields.flag("norm_topk_prob", True))
     shared = shared_width(fields, fields.count("moe_intermediate_size"), 0)
     return with_experts(fields, config, routing, first_dense(fields, 0), shared)
 
@@ -192,7 +192,7 @@ def _bailing2(fields: Fields, config: ModelConfig) -> ModelConfig:
     qk_norm: Any = "head" if fields.flag("use_qk_norm", True) else ""
     config = replace(config, attention_bias=fields.flag("use_qkv_bias"), output_bias=fields.flag("use_bias"), qk_norm=qk_norm)
     base = fields.choice("score_function", {"sigmoid": SIGMOID, "softmax": SOFTMAX}, "sigmoid")
-    routing = replace(read_groups(fields, base), normalise=fields.flag("norm_topk_prob", True))
+    routing = replace(read_groups(fields, base), normalize=fields.flag("norm_topk_prob", True))
     corrected = fields.flag("moe_router_enable_expert_bias", True)
     shared = shared_width(fields, fields.count("moe_intermediate_size"), 0)
     return with_experts(fields, config, routing, first_dense(fields, 0), shared, choice_bias=corrected)

@@ -223,7 +223,7 @@ def _jamba(fields: Fields, config: ModelConfig) -> ModelConfig:
     if mixer.mixed_width > MAX_SIZE:
         raise fields.bad("mamba_expand", f"makes rows of {mixer.mixed_width} values, and {MAX_SIZE} is the most")
     if fields.count("num_experts", most=MAX_EXPERTS) > 1:
-        config = with_experts(fields, config, Routing(normalise=False), _every(fields, "expert", 2, 1))
+        config = with_experts(fields, config, Routing(normalize=False), _every(fields, "expert", 2, 1))
     kinds = ["full_attention" if attends(i) else "linear_attention" for i in range(config.num_layers)]
     config = replace(config, unrotated_layers=(True,) * config.num_layers)
     return with_recurrent(fields, config, mixer, "linear_attention", kinds, KINDS)

@@ -69,7 +69,7 @@ function depthOf(first, children) {
   return depth;
 }
 
-function colour(style, node) {
+function color(style, node) {
   if (!node) return style.getPropertyValue("--idle");
   if (node.locked) return style.getPropertyValue("--c0");
   return style.getPropertyValue(node.hits ? "--c1" : "--idle");
@@ -95,7 +95,7 @@ function draw(canvas, picture, at) {
   for (const box of picture.boxes) {
     const { x, y, w, h, node } = box;
     pen.globalAlpha = node ? 0.85 : 0.45;
-    pen.fillStyle = colour(style, node);
+    pen.fillStyle = color(style, node);
     pen.fillRect(x + 1, y + 0.5, w - 2, Math.max(h - 1, 0.8));
     const age = node ? now - node.changed : GLOW_MS;
     if (age < GLOW_MS) {

@@ -21,14 +21,14 @@ from tests.model.tiny import Driver, open_worker
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.model.quantised import FORMS, PROMPT, compressed, save_quantised  # noqa: E402
+from tests.model.quantized import FORMS, PROMPT, compressed, save_quantized  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, float]:
     pack, config, tolerance = FORMS[request.param]
-    folder = tmp_path_factory.mktemp("quantised")
-    return folder, save_quantised(folder, pack, config), tolerance
+    folder = tmp_path_factory.mktemp("quantized")
+    return folder, save_quantized(folder, pack, config), tolerance
 
 
 def logits(folder: Path, ops: Ops) -> Any:
@@ -62,14 +62,14 @@ def test_what_is_kept_small(tmp_path: Path) -> None:
         folder = tmp_path / form
         folder.mkdir()
         pack, config, _ = FORMS[form]
-        save_quantised(folder, pack, config)
+        save_quantized(folder, pack, config)
         checkpoint = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder)))
         assert checkpoint.tensor(name).format == expected
         assert checkpoint.config.quantization is not None and checkpoint.config.quantization.name == config["quant_method"]
     kept = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder)), kept=("f8",)).tensor(name)
     assert kept.format == "f8" and kept.scale is not None and kept.scale.shape == (256,)
-    np.testing.assert_array_equal(kept.slice_rows(3, 7).dequantise(), kept.dequantise()[3:7])
-    np.testing.assert_array_equal(kept.slice_columns(3, 7).dequantise(), kept.dequantise()[:, 3:7])
+    np.testing.assert_array_equal(kept.slice_rows(3, 7).dequantize(), kept.dequantize()[3:7])
+    np.testing.assert_array_equal(kept.slice_columns(3, 7).dequantize(), kept.dequantize()[:, 3:7])
     small = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder), quantization="int8")).tensor(name)
     assert small.format == "q8_0"
 
@@ -77,7 +77,7 @@ def test_what_is_kept_small(tmp_path: Path) -> None:
 def test_columns_out_of_order_keep_their_bits(tmp_path: Path) -> None:
     """For kernels that take them: exactly the values, q, k and v in one order; for others 8 bits in order."""
     form = "gptq act-order"
-    model = save_quantised(tmp_path, *FORMS[form][:2])
+    model = save_quantized(tmp_path, *FORMS[form][:2])
     files, options = resolve_model(str(tmp_path)), ModelOptions(str(tmp_path))
     kept, plain = load_checkpoint(files, options, kept=("out of order",)), load_checkpoint(files, options)
     for name in ("mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"):
@@ -85,9 +85,9 @@ def test_columns_out_of_order_keep_their_bits(tmp_path: Path) -> None:
         exact = model.get_parameter(name).detach().numpy()
         tensor, eight = kept.tensor(name), plain.tensor(name)
         assert (tensor.format, eight.format) == ("q4_1", "q8_0") and eight.order is None
-        np.testing.assert_allclose(tensor.dequantise(), exact, atol=1e-3)
-        np.testing.assert_array_equal(tensor.slice_rows(3, 9).dequantise(), tensor.dequantise()[3:9])
-        np.testing.assert_array_equal(tensor.slice_columns(32, 64).dequantise(), eight.dequantise()[:, 32:64])
+        np.testing.assert_allclose(tensor.dequantize(), exact, atol=1e-3)
+        np.testing.assert_array_equal(tensor.slice_rows(3, 9).dequantize(), tensor.dequantize()[3:9])
+        np.testing.assert_array_equal(tensor.slice_columns(32, 64).dequantize(), eight.dequantize()[:, 32:64])
     ops = pytest.importorskip("sglang.srt.model.kernels.cuda.ops", reason="Triton is not installed").CudaOps("cpu", "float32")
     layer = "model.layers.0.self_attn"
     assert ops.can_stack([kept.tensor(f"{layer}.{part}_proj.weight") for part in "qkv"])
@@ -95,11 +95,11 @@ def test_columns_out_of_order_keep_their_bits(tmp_path: Path) -> None:
 
 
 def test_columns_are_cut_between_blocks(tmp_path: Path) -> None:
-    save_quantised(tmp_path, *FORMS["awq"][:2])
+    save_quantized(tmp_path, *FORMS["awq"][:2])
     tensor = load_checkpoint(resolve_model(str(tmp_path)), ModelOptions(str(tmp_path))).tensor(
         "model.layers.0.mlp.down_proj.weight"
     )
-    np.testing.assert_array_equal(tensor.slice_columns(64, 128).dequantise(), tensor.dequantise()[:, 64:128])
+    np.testing.assert_array_equal(tensor.slice_columns(64, 128).dequantize(), tensor.dequantize()[:, 64:128])
     with pytest.raises(ValueError, match="cut its blocks"):
         tensor.slice_columns(16, 64)
 
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture(scope="module")
 def an_awq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("awq")
-    save_quantised(folder, *FORMS["awq"][:2])
+    save_quantized(folder, *FORMS["awq"][:2])
     return folder
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_said(case: str, an_awq: Path, tmp_path: Path) ->
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    save_quantised(tmp_path, *FORMS["awq"][:2])
+    save_quantized(tmp_path, *FORMS["awq"][:2])
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.scales"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})

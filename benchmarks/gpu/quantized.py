@@ -1,5 +1,5 @@
 """Decode steps of the 7B shape with weights of 4 and 8 bits, beside bfloat16. Weights are random and made on the device: nothing is
-quantised or moved."""
+quantized or moved."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RandomOps(CudaOps):
         return CudaWeight(form, (n, k), data, scales, scales * -7.5 if has_minima else None, group)
 
 
-def quantised(device: str, tiny: bool, graphs: bool, machine: dict[str, float], folder: Path) -> Iterator[dict[str, Any]]:
+def quantized(device: str, tiny: bool, graphs: bool, machine: dict[str, float], folder: Path) -> Iterator[dict[str, Any]]:
     """A finding for each kind of weights and batch: steps.decode's, and how much longer bfloat16 takes."""
     sizes, shape = (SMALL, tiny_of(QWEN25_7B)) if tiny else (FULL, QWEN25_7B)
     path = write_model(folder / "7b", shape)

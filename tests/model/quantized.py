@@ -30,7 +30,7 @@ def words(levels: Any, bits: int, axis: int, order: list[int] | None = None) -> 
     return torch.from_numpy(np.moveaxis(out, 0, axis).astype(np.uint32).view(np.int32).copy())
 
 
-def quantise(weight: Any, bits: int, group: int, symmetric: bool) -> tuple[Any, Any, Any]:
+def quantize(weight: Any, bits: int, group: int, symmetric: bool) -> tuple[Any, Any, Any]:
     """(levels [n, k], scales [n, groups], zeros [n, groups]); scales are float16."""
     n, k = weight.shape
     parts = weight.float().numpy().reshape(n, k // group, group)
@@ -51,7 +51,7 @@ def values(levels: Any, scales: Any, zeros: Any, group_of: Any) -> Any:
 
 
 def awq(stem: str, weight: Any) -> tuple[Tensors, Any]:
-    levels, scales, zeros = quantise(weight, 4, 64, False)
+    levels, scales, zeros = quantize(weight, 4, 64, False)
     stored = {
         f"{stem}.qweight": words(levels.T, 4, 1, AWQ_COLUMNS),
         f"{stem}.qzeros": words(zeros.T, 4, 1, AWQ_COLUMNS),
@@ -66,7 +66,7 @@ def gptq(
     def pack(stem: str, weight: Any) -> tuple[Tensors, Any]:
         k, group = weight.shape[1], 32
         order = np.random.default_rng(k).permutation(k) if act_order else np.arange(k)
-        levels, scales, zeros = quantise(weight[:, order], bits, group, symmetric)
+        levels, scales, zeros = quantize(weight[:, order], bits, group, symmetric)
         group_of = np.empty(k, int)
         group_of[order] = np.arange(k) // group
         natural = np.empty_like(levels)
@@ -85,7 +85,7 @@ def gptq(
 
 def packed(bits: int, symmetric: bool) -> Callable[[str, Any], tuple[Tensors, Any]]:
     def pack(stem: str, weight: Any) -> tuple[Tensors, Any]:
-        levels, scales, zeros = quantise(weight, bits, 32, symmetric)
+        levels, scales, zeros = quantize(weight, bits, 32, symmetric)
         stored = {
             f"{stem}.weight_packed": words(levels, bits, 1),
             f"{stem}.weight_scale": torch.from_numpy(scales.astype(np.float32)).bfloat16(),
@@ -151,8 +151,8 @@ FORMS: dict[str, tuple[Pack, dict[str, Any], float]] = {
 """name: how to pack, quantization_config, how far logits may lie from those of the very values (they are about 10)"""
 
 
-def save_quantised(folder: Path, pack: Pack, config: dict[str, Any]) -> Any:
-    """A tiny llama whose layers' matrices are packed; returns transformers' model of the dequantised values."""
+def save_quantized(folder: Path, pack: Pack, config: dict[str, Any]) -> Any:
+    """A tiny llama whose layers' matrices are packed; returns transformers' model of the dequantized values."""
     from safetensors.torch import load_file, save_file
 
     model = save_model(folder, "llama", **SIZES)
