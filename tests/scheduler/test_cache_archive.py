@@ -17,7 +17,7 @@ from sglang.srt.errors import ConfigError
 from sglang.srt.scheduler.cache.disk import archive
 from sglang.srt.scheduler.cache.disk.archive import export_records, fingerprint_folders, import_records
 from sglang.srt.scheduler.cache.disk.store import DiskRoom
-from tests.scheduler.test_disk_cache import ROOM, Server, ask, fill, ids, leave
+from tests.scheduler.disk_server import ROOM, Server, ask, fill, ids, leave
 
 PROMPT = ids(200, 1)
 

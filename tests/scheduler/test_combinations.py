@@ -32,9 +32,8 @@ from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Gramma
 from sglang.srt.scheduler.speculation.proposers.repeated_text import PromptLookup, TableProposer
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Found, Search, Searches, Span, compile_stop_regex, search_all
 from tests.scheduler import toy
-from tests.scheduler.test_overlap import AheadWorker
 from tests.scheduler.test_resumed import Client, resumed
-from tests.scheduler.toy import EOS, THINK_END, VOCABULARY, Harness, ToyWorker, logprob_options, make_req
+from tests.scheduler.toy import EOS, THINK_END, VOCABULARY, AheadWorker, Harness, ToyWorker, logprob_options, make_req
 
 LIKELY = [ord("a"), ord("b"), ord("x"), 261, 270, ord("1"), EOS, THINK_END]
 """what the model mostly says: with so few, expressions and strings are found and drafts come out"""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sglang.srt.scheduler.cache.disk.store import DiskRoom
-from tests.scheduler.test_disk_cache import Server, ask, ids
+from tests.scheduler.disk_server import Server, ask, ids
 
 NUM_KILLS = 50
 NUM_PROMPTS = 40

@@ -18,8 +18,8 @@ from sglang.srt.scheduler.cache.disk.store import RecordStore
 from sglang.srt.scheduler.cache.disk.tier import DiskTier
 from sglang.srt.scheduler.cache.radix_cache import MARK
 from sglang.srt.scheduler.media.arriving import ImageIds
+from tests.scheduler.disk_server import ROOM, Always, Server, ids, leave, make_form
 from tests.scheduler.test_adapters import ACTIVATED, INVOCATION, AdaptedWorker, Served
-from tests.scheduler.test_disk_cache import ROOM, Always, Server, ids, leave, make_form
 from tests.scheduler.toy import ToyRuns
 
 ROWS = 24

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, VocabMasks
-from sglang.srt.messages import AbortReq, FlushCacheReq, PauseReq, TokenizedReq
+from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.speculation.draft.lengths import DraftLengths, StepCosts
 from sglang.srt.scheduler.speculation.draft.model import NAME, DraftModel
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_grammar_statistics import LOOSE
-from tests.scheduler.test_invariance import check_answer, fits, schedules, workloads
-from tests.scheduler.test_overlap import AheadWorker
-from tests.scheduler.toy import MODEL_VOCAB, Harness, ToyWorker, make_req
+from tests.scheduler.toy import MODEL_VOCAB, AheadWorker, Harness, ToyWorker, make_req
+from tests.scheduler.workloads import check_answer, fits, run_amid_events, schedules, workloads
 
 ROW = 0.04
 """what a row more costs in a step, in plain steps"""
@@ -258,26 +257,7 @@ def test_whatever_happens_between_steps(wanted: list[TokenizedReq], ahead: bool,
     worker = AheadWorker() if ahead else ToyWorker()
     options = ScheduleOptions(chunked_prefill_size=16, test_retract_every=rng.choice([0, 5]))
     harness = Harness(worker, options, draft_model=draft_for(worker, rng))
-    coming, aborted, call_id = list(wanted), set(), 1
-    while coming or harness.scheduler._live:
-        what = rng.random()
-        if coming and what < 0.4:
-            harness.put(coming.pop())
-        elif what < 0.45:
-            victim = rng.choice(wanted).rid
-            aborted.add(victim)
-            harness.put(AbortReq(victim, False, "went away"))
-        elif what < 0.55:
-            harness.put(PauseReq(call_id, True))
-            harness.step()
-            harness.put(PauseReq(call_id, False))
-        elif what < 0.65:
-            harness.put(FlushCacheReq(call_id))
-        harness.step()
-    assert harness.scheduler.check_integrity() == []
-    for req in wanted:
-        if req.rid not in aborted and fits(harness, req):
-            check_answer(harness, req)
+    run_amid_events(harness, wanted, rng)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.7])

@@ -19,7 +19,7 @@ from sglang.srt.scheduler.cache.disk.host_store import HostRecord, HostStore
 from sglang.srt.scheduler.cache.disk.records import Entry, RecordFormat, chain_keys
 from sglang.srt.scheduler.cache.disk.tier import WritePolicy
 from sglang.srt.scheduler.cache.disk.transfers import make_entry
-from tests.scheduler.test_disk_cache import Server, ask, ids
+from tests.scheduler.disk_server import Server, ask, ids
 from tests.scheduler.toy import ToyWorker
 
 POLICIES: tuple[WritePolicy, ...] = ("write_through", "write_through_selective", "write_back")

@@ -29,8 +29,7 @@ from sglang.srt.scheduler.speculation.proposers.repeated_text import (
 from tests.scheduler import toy
 from tests.scheduler.test_adapters import Served
 from tests.scheduler.test_grammar import run_with_compiling
-from tests.scheduler.test_overlap import AheadWorker
-from tests.scheduler.toy import Harness, ToyWorker, make_req
+from tests.scheduler.toy import AheadWorker, Harness, ToyWorker, make_req
 
 SAYING = [int(token) for token in np.random.default_rng(3).permutation(np.arange(97, 197))]
 """what every answer of the toy says here; no token of it comes twice"""

@@ -5,68 +5,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, VocabMasks
-from sglang.srt.messages import AbortReq, FlushCacheReq, LogprobOptions, PauseReq, TokenizedReq
+from sglang.srt.messages import LogprobOptions, PauseReq, TokenizedReq
 from tests.scheduler.test_grammar import run_with_compiling
-from tests.scheduler.test_invariance import check_answer, fits, schedules, workloads
-from tests.scheduler.toy import Answer, Harness, ToyWorker, expected_output, make_req
+from tests.scheduler.toy import AheadWorker, Answer, Harness, ToyWorker, expected_output, make_req
+from tests.scheduler.workloads import check_answer, fits, run_amid_events, schedules, workloads
 
 PROMPT = list(range(40))
 PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-class AheadWorker(ToyWorker):
-    """Takes `previous` from what it sampled last; a row whose request has moved on meanwhile samples something useless."""
-
-    def __init__(self, *args: int, **more: int) -> None:
-        super().__init__(*args, **more)
-        self.info = replace(self.info, runs_ahead=True)
-        self.sampled = np.zeros(0, np.int32)
-        self.num_ahead = 0
-        self.num_useless = 0
-
-    def forward(self, batch: ForwardBatch) -> None:
-        if batch.previous is not None:
-            self.num_ahead += 1
-            assert (batch.previous >= 0).all() and (batch.input_ids == 0).all()
-            batch = replace(batch, input_ids=self.sampled[batch.previous])
-        super().forward(batch)
-
-    def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
-        raise AssertionError("a device that runs ahead is not waited for")
-
-    def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
-        every = range(len(batch.samples))
-        good = [i for i in every if self._is_current(batch, i)]
-        self.num_useless += len(batch.samples) - len(good)
-        kept = replace(batch, sample_rows=batch.sample_rows[good], samples=[batch.samples[i] for i in good])
-        if masks is not None:
-            at = {i: k for k, i in enumerate(good)}
-            rows = [i for i in masks.rows.tolist() if i in at]
-            bits = [b for i, b in zip(masks.rows.tolist(), masks.bits, strict=True) if i in at]
-            masks = VocabMasks(np.array([at[i] for i in rows], np.int32), np.array(bits)) if rows else None
-        out = super().sample(kept, masks)
-        result = ForwardOutput(np.full(len(batch.samples), 77, np.int32), [None for _ in every], out.prompt_logprobs)
-        for k, i in enumerate(good):
-            result.next_ids[i], result.logprobs[i] = out.next_ids[k], out.logprobs[k]
-        result.nan_rows = [good[k] for k in out.nan_rows]
-        self.sampled = result.next_ids.copy()
-        return lambda: result
-
-    def _is_current(self, batch: ForwardBatch, i: int) -> bool:
-        spec = batch.samples[i]
-        ids = [*spec.prompt_ids, *spec.output_ids]
-        at = int(batch.sample_rows[i])
-        return int(batch.positions[at]) + 1 == len(ids) and self._row_history(batch, at).tolist() == ids
 
 
 def harness_with_grammar() -> tuple[Harness, AheadWorker]:
@@ -97,26 +48,7 @@ def test_answers_are_the_same(reqs: list[TokenizedReq], schedule: tuple[ToyWorke
 @given(workloads(), st.randoms(use_true_random=False))
 def test_whatever_happens_between_steps(reqs: list[TokenizedReq], rng: random.Random) -> None:
     harness, _ = harness_for(chunked_prefill_size=16)
-    coming, aborted, call_id = list(reqs), set(), 1
-    while coming or harness.scheduler._live:
-        what = rng.random()
-        if coming and what < 0.4:
-            harness.put(coming.pop())
-        elif what < 0.5:
-            victim = rng.choice(reqs).rid
-            aborted.add(victim)
-            harness.put(AbortReq(victim, False, "went away"))
-        elif what < 0.6:
-            harness.put(PauseReq(call_id, True))
-            harness.step()
-            harness.put(PauseReq(call_id, False))
-        elif what < 0.7:
-            harness.put(FlushCacheReq(call_id))
-        harness.step()
-    assert harness.scheduler.check_integrity() == []
-    for req in reqs:
-        if req.rid not in aborted and fits(harness, req):
-            check_answer(harness, req)
+    run_amid_events(harness, reqs, rng)
 
 
 def test_decoding_runs_ahead_and_ends_on_time() -> None:

@@ -15,10 +15,9 @@ from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler import stop_regex
 from sglang.srt.scheduler.speculation.proposers.repeated_text import MAX_STREAK, MIN_STREAK, PromptLookup
 from tests.scheduler import toy
-from tests.scheduler.test_invariance import check_answer, fits, workloads
-from tests.scheduler.test_overlap import AheadWorker
 from tests.scheduler.test_stop_regex import answers
-from tests.scheduler.toy import EOS, Harness, ToyWorker, make_req
+from tests.scheduler.toy import EOS, AheadWorker, Harness, ToyWorker, make_req
+from tests.scheduler.workloads import check_answer, fits, workloads
 
 LINE = [40, 41, 42, 43, 44, 45, 46]
 

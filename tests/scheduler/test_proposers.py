@@ -14,8 +14,7 @@ from sglang.srt.scheduler.speculation.planning import Proposers
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_grammar_statistics import LOOSE
-from tests.scheduler.test_overlap import AheadWorker
-from tests.scheduler.toy import Harness, ToyWorker, make_req
+from tests.scheduler.toy import AheadWorker, Harness, ToyWorker, make_req
 
 Choose = Callable[[DraftContext], list[int]]
 

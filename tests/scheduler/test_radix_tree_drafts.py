@@ -15,8 +15,7 @@ from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.speculation.proposers.radix_tree import MAX_CHILDREN, NAME, TreePath
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_grammar_statistics import LOOSE
-from tests.scheduler.test_overlap import AheadWorker
-from tests.scheduler.toy import Harness, ToyWorker, make_req
+from tests.scheduler.toy import AheadWorker, Harness, ToyWorker, make_req
 
 Ids = list[int]
 

@@ -9,8 +9,7 @@ import pytest
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import TokenizedReq
 from tests.scheduler.test_grammar import run_with_compiling
-from tests.scheduler.test_overlap import AheadWorker
-from tests.scheduler.toy import EOS, THINK_END, VOCABULARY, Answer, Harness, make_req
+from tests.scheduler.toy import EOS, THINK_END, VOCABULARY, AheadWorker, Answer, Harness, make_req
 
 SCHEMA = json.dumps({"enum": ["yes", "no"]})
 

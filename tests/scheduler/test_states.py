@@ -16,8 +16,8 @@ from sglang.srt.forward_batch import ForwardBatch
 from sglang.srt.messages import AbortReq, TokenizedReq
 from tests.scheduler import test_combinations as combinations
 from tests.scheduler.test_combinations import changing as changing
-from tests.scheduler.test_invariance import check_answer, fits, schedules, workloads
 from tests.scheduler.toy import Harness, ToyWorker, make_req
+from tests.scheduler.workloads import check_answer, fits, schedules, workloads
 
 PROPERTY = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -18,14 +18,13 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.forward_batch import Int32Array
-from sglang.srt.messages import AbortReq
 from sglang.srt.scheduler.cache.disk.archive import export_records, fingerprint_folders, import_records
 from sglang.srt.scheduler.cache.disk.names import Prefix
 from sglang.srt.scheduler.cache.disk.records import NO_TOKEN, Entry, chain_keys, payload_crc, state_keys
 from sglang.srt.scheduler.cache.disk.store import DiskRoom, RecordStore
-from tests.scheduler.test_disk_cache import ROOM, Server, ask, ids, make_form, stored_files
+from tests.scheduler.disk_server import ROOM, Server, ask, hurried, ids, make_form, run_and_restart, stored_files
 from tests.scheduler.test_states import StatefulWorker
-from tests.scheduler.toy import ToyRuns, expected_output
+from tests.scheduler.toy import ToyRuns
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -290,35 +289,12 @@ def test_entries_that_somebody_made_up(folder: Path) -> None:
 def test_slots_and_states_add_up_whatever_happens(folder: Path, seed: int, states: int, slots: int, page: int) -> None:
     """Schedulers with little memory over one folder: prompts with common stems, aborts, evictions, retractions, restarts and kills."""
     shutil.rmtree(folder, ignore_errors=True)
-    rng = random.Random(seed)
-    stems = [ids(rng.randrange(20, 200), seed + i) for i in range(4)]
-    for _ in range(2):
-        options = ScheduleOptions(page_size=page, test_retract_every=rng.choice([0, 3]), chunked_prefill_size=64)
+
+    def open_server(rng: random.Random) -> Server:
         room = DiskRoom(rng.choice([60_000, 400_000]), least_free=0)
-        server = serve(folder, states, options, num_slots=slots, max_running=6, room=room)
-        reqs, gone = [], set()
-        for _ in range(14):
-            stem = rng.choice(stems)
-            prompt = stem[: rng.randrange(1, len(stem) + 1)] + ids(rng.randrange(0, 90), rng.randrange(6))
-            reqs.append(ask(prompt, max_new_tokens=rng.randrange(1, 30), cache_salt=rng.choice([None, "a"])))
-        for req in reqs:
-            server.harness.put(req)
-            for _ in range(rng.randrange(4)):
-                server.harness.step()
-            if rng.random() < 0.2:
-                victim = rng.choice(reqs)
-                server.harness.put(AbortReq(victim.rid))
-                gone.add(victim.rid)
-        server.ask()
-        for req in reqs:
-            if req.rid not in gone:
-                assert server.harness.answers[req.rid].ids == expected_output(req).ids
-        assert server.tier.store.num_damaged == 0  # type: ignore[union-attr]
-        if rng.random() < 0.5:
-            server.kill()
-            continue
-        assert server.harness.scheduler.memory.flush() and server.harness.scheduler.check_integrity() == []
-        server.stop()
+        return serve(folder, states, hurried(page, rng), num_slots=slots, max_running=6, room=room)
+
+    run_and_restart(open_server, random.Random(seed))
 
 
 def test_states_that_are_too_large_to_be_copied_between_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

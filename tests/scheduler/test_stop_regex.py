@@ -15,9 +15,8 @@ from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import AbortReq, LogprobOptions, TokenizedReq
 from sglang.srt.scheduler import stop_regex
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
-from tests.scheduler.test_overlap import AheadWorker
 from tests.scheduler.test_trials import compile_one
-from tests.scheduler.toy import VOCABULARY, Answer, Harness, ToyWorker, make_req, trials_of
+from tests.scheduler.toy import VOCABULARY, AheadWorker, Answer, Harness, ToyWorker, make_req, trials_of
 
 CATASTROPHIC = tuple(rf"(?s)(.+)(.+)(.+)(.+)(.+)\1{i}[0-9]{{6}}~" for i in range(64))
 GRAMMAR = GrammarOptions()

@@ -7,6 +7,7 @@ the same from the plain list of ids.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -181,6 +182,51 @@ class ToyWorker:
             pairs = [(self._row_history(batch, ask.row_start + i), int(t)) for i, t in enumerate(ask.targets)]
             out.prompt_logprobs.append(score(pairs, ask.top_num, ask.token_ids))
         return out
+
+
+class AheadWorker(ToyWorker):
+    """A device that samples when it is told to and says what only when asked. Takes `previous` from what it sampled last; a row whose request has moved on meanwhile samples something useless."""
+
+    def __init__(self, *args: int, **more: int) -> None:
+        super().__init__(*args, **more)
+        self.info = replace(self.info, runs_ahead=True)
+        self.sampled = np.zeros(0, np.int32)
+        self.num_ahead = 0
+        self.num_useless = 0
+
+    def forward(self, batch: ForwardBatch) -> None:
+        if batch.previous is not None:
+            self.num_ahead += 1
+            assert (batch.previous >= 0).all() and (batch.input_ids == 0).all()
+            batch = replace(batch, input_ids=self.sampled[batch.previous])
+        super().forward(batch)
+
+    def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
+        raise AssertionError("a device that runs ahead is not waited for")
+
+    def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
+        every = range(len(batch.samples))
+        good = [i for i in every if self._is_current(batch, i)]
+        self.num_useless += len(batch.samples) - len(good)
+        kept = replace(batch, sample_rows=batch.sample_rows[good], samples=[batch.samples[i] for i in good])
+        if masks is not None:
+            at = {i: k for k, i in enumerate(good)}
+            rows = [i for i in masks.rows.tolist() if i in at]
+            bits = [b for i, b in zip(masks.rows.tolist(), masks.bits, strict=True) if i in at]
+            masks = VocabMasks(np.array([at[i] for i in rows], np.int32), np.array(bits)) if rows else None
+        out = super().sample(kept, masks)
+        result = ForwardOutput(np.full(len(batch.samples), 77, np.int32), [None for _ in every], out.prompt_logprobs)
+        for k, i in enumerate(good):
+            result.next_ids[i], result.logprobs[i] = out.next_ids[k], out.logprobs[k]
+        result.nan_rows = [good[k] for k in out.nan_rows]
+        self.sampled = result.next_ids.copy()
+        return lambda: result
+
+    def _is_current(self, batch: ForwardBatch, i: int) -> bool:
+        spec = batch.samples[i]
+        ids = [*spec.prompt_ids, *spec.output_ids]
+        at = int(batch.sample_rows[i])
+        return int(batch.positions[at]) + 1 == len(ids) and self._row_history(batch, at).tolist() == ids
 
 
 class ToyRuns:
