@@ -18,11 +18,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import uvloop
+
+from benchmarks.servers import cpu_seconds
 
 CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
 OUTPUT = b": out " + b"A" * 60 + b"\n\n"
@@ -200,11 +201,6 @@ async def measure_first_chunks(path: str, port: int, count: int) -> None:
     found = [[await first_chunk(way) for way in ways] for _ in range(count)]
     alone, through = (1000 * statistics.median(times) for times in zip(*found, strict=True))
     print(f"first chunk  {alone:.2f} ms without the gateway, {through:.2f} ms with it (medians of {count})")
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(pid: int, path: str, port: int, num_requests: int, num_chunks: int) -> None:

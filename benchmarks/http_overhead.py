@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.servers import free_port
+
 MODEL = "smollm2-135m-instruct"
 MESSAGES = [
     {"role": "system", "content": "You are a helpful assistant."},
@@ -278,11 +280,7 @@ async def measure(server: Server, seconds: float) -> dict[str, float]:
 
 def start_server(profile: str | None = None) -> Server:
     """A server process of its own, on some free port."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.http_overhead", "--role", "server", "--port", str(port)]
     if profile:
         command += ["--profile", profile]

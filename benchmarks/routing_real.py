@@ -16,8 +16,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,8 +26,8 @@ import numpy as np
 
 from benchmarks import routing
 from benchmarks.routing import CLIENTS, Ids, Prefixes, Request, RoundRobin, simulate
-from benchmarks.viewer import cpu_seconds
-from sglang.common.server_process import descendants, end_process, free_port, wait_for_answer
+from benchmarks.servers import cpu_seconds, servers
+from sglang.common.server_process import descendants
 from sglang.common.sse import EventReader
 
 MODEL = "smollm2-135m-instruct"
@@ -37,7 +35,6 @@ SMALLER = 10
 """the lengths of the simulated workloads over those of these"""
 POOL = 4608
 PREFIX, OWN, OUT = 2048 // SMALLER, 128 // SMALLER, 256 // SMALLER
-START_SECONDS = 300.0
 TRIALS = [(1, 100, False), (CLIENTS, 2, False), (CLIENTS, 2, True), (CLIENTS, 30, False), (CLIENTS, 60, True), (4, 100, True)]
 """requests at most, tokens of their answers, whether they share a prefix that is cached"""
 WORKLOADS: dict[str, Callable[[int, int], list[Request]]] = {
@@ -47,15 +44,15 @@ WORKLOADS: dict[str, Callable[[int, int], list[Request]]] = {
 
 
 @dataclass
-class Server:
-    """A replica."""
+class Replica:
+    """A server, and a client of it."""
 
-    process: subprocess.Popen[bytes]
+    pid: int
     client: httpx.AsyncClient
 
     def seconds(self) -> float:
         """Processor time of its scheduler: the model, and what decides for it."""
-        schedulers = [pid for pid, _ in descendants(self.process.pid) if _is_scheduler(pid)]
+        schedulers = [pid for pid, _ in descendants(self.pid) if _is_scheduler(pid)]
         return sum(map(cpu_seconds, schedulers))
 
 
@@ -66,33 +63,23 @@ def _is_scheduler(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def servers(count: int) -> Iterator[list[Server]]:
-    started = []
-    try:
-        for i in range(count):
-            port = free_port("127.0.0.1", range(31000 + 100 * i, 31100 + 100 * i))
-            flags = ["--model-path", MODEL, "--port", str(port), "--threads", "1", "--log-level", "warning"]
-            flags += ["--max-total-tokens", str(POOL), "--context-length", "1024", "--speculative-algorithm", "none"]
-            flags += ["--max-running-requests", str(routing.MAX_RUNNING), "--chunked-prefill-size", str(routing.CHUNK)]
-            process = subprocess.Popen([sys.executable, "-m", "sglang.launch_server", *flags], stdin=subprocess.DEVNULL)
-            started.append((process, f"http://127.0.0.1:{port}"))
-        for process, url in started:
-            wait_for_answer(f"{url}/health", process, START_SECONDS)
-        limits = httpx.Limits(max_connections=4 * CLIENTS)
+def replicas(count: int) -> Iterator[list[Replica]]:
+    flags = ["--model-path", MODEL, "--threads", "1"]
+    flags += ["--max-total-tokens", str(POOL), "--context-length", "1024", "--speculative-algorithm", "none"]
+    flags += ["--max-running-requests", str(routing.MAX_RUNNING), "--chunked-prefill-size", str(routing.CHUNK)]
+    limits = httpx.Limits(max_connections=4 * CLIENTS)
+    with servers(*flags, count=count) as started:
         yield [
-            Server(process, httpx.AsyncClient(base_url=url, timeout=3600, limits=limits, trust_env=False))
-            for process, url in started
+            Replica(server.process.pid, httpx.AsyncClient(base_url=server.url, timeout=3600, limits=limits, trust_env=False))
+            for server in started
         ]
-    finally:
-        for process, _ in started:
-            end_process(process)
 
 
-async def generate(server: Server, prompt: Ids, num_new: int, on_tokens: Callable[[int], None] = lambda _: None) -> None:
+async def generate(replica: Replica, prompt: Ids, num_new: int, on_tokens: Callable[[int], None] = lambda _: None) -> None:
     params = {"temperature": 0, "max_new_tokens": num_new, "ignore_eos": True}
     body = {"input_ids": prompt.tolist(), "sampling_params": params, "stream": True}
     before = 0
-    async with server.client.stream("POST", "/generate", json=body) as reply:
+    async with replica.client.stream("POST", "/generate", json=body) as reply:
         reply.raise_for_status()
         events = EventReader()
         async for piece in reply.aiter_raw():
@@ -105,36 +92,36 @@ async def generate(server: Server, prompt: Ids, num_new: int, on_tokens: Callabl
         raise RuntimeError(f"{before} tokens came, and {num_new} were asked for")
 
 
-async def flush(server: Server) -> None:
-    while (await server.client.post("/flush_cache", json={})).status_code != 200:
+async def flush(replica: Replica) -> None:
+    while (await replica.client.post("/flush_cache", json={})).status_code != 200:
         await asyncio.sleep(0.05)
 
 
 # --- costs of steps -----------------------------------------------------------------------------------------------------------
 
 
-async def costs(all_servers: list[Server], rng: np.random.Generator) -> tuple[float, float, float]:
-    """(base, prefill, decode) of a step in seconds, means over the servers, which are measured at the same time."""
-    found = await asyncio.gather(*(_costs(server, rng) for server in all_servers))
+async def costs(all_replicas: list[Replica], rng: np.random.Generator) -> tuple[float, float, float]:
+    """(base, prefill, decode) of a step in seconds, means over the replicas, which are measured at the same time."""
+    found = await asyncio.gather(*(_costs(replica, rng) for replica in all_replicas))
     base, prefill, decode = (statistics.fmean(column) for column in zip(*found, strict=True))
     return base, prefill, decode
 
 
-async def _costs(server: Server, rng: np.random.Generator) -> tuple[float, float, float]:
+async def _costs(replica: Replica, rng: np.random.Generator) -> tuple[float, float, float]:
     """Least squares over few requests and many, with new prompts and with one that is cached, with short and with long answers."""
     rows, seconds = [], []
     for most, new, is_shared in TRIALS:
-        await flush(server)
+        await flush(replica)
         count = min(most, POOL // (PREFIX + OWN + new + 16))
         head = routing._ids(rng, PREFIX)
         prompts = [
             np.concatenate([head if is_shared else routing._ids(rng, PREFIX), routing._ids(rng, OWN)]) for _ in range(count)
         ]
         if is_shared:
-            await generate(server, prompts[0], 1)
-        before = server.seconds()
-        await asyncio.gather(*(generate(server, prompt, new) for prompt in prompts))
-        seconds.append(server.seconds() - before)
+            await generate(replica, prompts[0], 1)
+        before = replica.seconds()
+        await asyncio.gather(*(generate(replica, prompt, new) for prompt in prompts))
+        seconds.append(replica.seconds() - before)
         num_prompt = count * (OWN if is_shared else PREFIX + OWN)
         rows.append((math.ceil(num_prompt / routing.CHUNK) + new, num_prompt, count * new))
     solved, *_ = np.linalg.lstsq(np.array(rows), np.array(seconds), rcond=None)
@@ -145,32 +132,32 @@ async def _costs(server: Server, rng: np.random.Generator) -> tuple[float, float
 # --- the workload -------------------------------------------------------------------------------------------------------------
 
 
-async def run(requests: list[Request], all_servers: list[Server], policy: RoundRobin) -> tuple[float, float]:
+async def run(requests: list[Request], all_replicas: list[Replica], policy: RoundRobin) -> tuple[float, float]:
     """Requests a second, by the clock and by processor time."""
-    await asyncio.gather(*map(flush, all_servers))
+    await asyncio.gather(*map(flush, all_replicas))
     waiting = deque(requests)
-    before = [server.seconds() for server in all_servers]
+    before = [replica.seconds() for replica in all_replicas]
     began = time.monotonic()
 
     async def ask(request: Request) -> None:
-        server = all_servers[policy.send(request, [])]
-        await generate(server, request.prompt, len(request.answer), lambda count: policy.progress(request, count))
+        replica = all_replicas[policy.send(request, [])]
+        await generate(replica, request.prompt, len(request.answer), lambda count: policy.progress(request, count))
         policy.end(request)
 
     async def client() -> None:
         while waiting:
             await ask(waiting.popleft())
 
-    await asyncio.gather(*(client() for _ in range(CLIENTS * len(all_servers))))
+    await asyncio.gather(*(client() for _ in range(CLIENTS * len(all_replicas))))
     wall = time.monotonic() - began
-    used = [server.seconds() - seconds for server, seconds in zip(all_servers, before, strict=True)]
+    used = [replica.seconds() - seconds for replica, seconds in zip(all_replicas, before, strict=True)]
     return len(requests) / wall, len(requests) / max(used)
 
 
 async def compare(count: int, rounds: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    with servers(count) as all_servers:
-        measured = [await costs(all_servers, rng) for _ in range(2)][1]  # the first time warms up
+    with replicas(count) as all_replicas:
+        measured = [await costs(all_replicas, rng) for _ in range(2)][1]  # the first time warms up
         routing.BASE, routing.PREFILL, routing.DECODE = measured
         routing.POOL = POOL
         base, prefill, decode = (1000 * cost for cost in measured)
@@ -180,7 +167,7 @@ async def compare(count: int, rounds: int, seed: int) -> None:
         for name, make in WORKLOADS.items():
             for policy in (RoundRobin, Prefixes):
                 expected = simulate(make(count, seed), count, policy(count))
-                found = [await run(make(count, seed), all_servers, policy(count)) for _ in range(rounds)]
+                found = [await run(make(count, seed), all_replicas, policy(count)) for _ in range(rounds)]
                 clock, cpu = (statistics.median(column) for column in zip(*found, strict=True))
                 print(
                     f"{name:18} {count} replicas {policy.__name__:12} simulated {expected.throughput:6.2f}/s, by processor time "

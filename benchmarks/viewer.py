@@ -28,11 +28,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from sglang.common.server_process import descendants, end_process, free_port, wait_for_answer
+from benchmarks.servers import servers, tree_cpu_seconds
 from sglang.common.sse import EventReader
 
 TOPICS = ("tides", "glass", "bees", "volcanoes", "maps", "paper", "clocks", "salt", "bridges", "wolves", "rice", "ships")
-START_SECONDS = 300.0
 FIRST_ID, AT_ONCE = 1000, 500
 """of the two tokens that the tree is made of; and how many requests for it are sent together"""
 SLOTS_PER_LEAF, LONGEST_PROMPT = 16, 32
@@ -93,16 +92,6 @@ class Run:
     answers: list[list[int]]
 
 
-def cpu_seconds(root: int) -> float:
-    """Processor seconds of a process and its descendants."""
-    ticks = 0
-    for pid in [root, *(pid for pid, _ in descendants(root))]:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            fields = file.read().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 async def answer(client: httpx.AsyncClient, index: int, tokens: int) -> list[int]:
     """The ids of one stream."""
     topic = TOPICS[index % len(TOPICS)]
@@ -131,9 +120,9 @@ async def flush(url: str) -> None:
 async def run(url: str, pid: int, first: int, args: argparse.Namespace) -> Run:
     """The streams number `first` and on."""
     async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
-        began, cpu = time.monotonic(), cpu_seconds(pid)
+        began, cpu = time.monotonic(), tree_cpu_seconds(pid)
         answers = await asyncio.gather(*(answer(client, first + index, args.tokens) for index in range(args.streams)))
-        return Run(time.monotonic() - began, cpu_seconds(pid) - cpu, answers)
+        return Run(time.monotonic() - began, tree_cpu_seconds(pid) - cpu, answers)
 
 
 def plant(url: str, num_nodes: int) -> None:
@@ -195,29 +184,13 @@ def main() -> None:
     if args.view:
         view(args.view)
         return
-    port = free_port("127.0.0.1", range(31000, 31100))
-    command = [
-        sys.executable,
-        "-m",
-        "sglang.launch_server",
-        "--port",
-        str(port),
-        "--random-seed",
-        "1",
-        "--log-level",
-        "warning",
-    ]
+    flags = ["--random-seed", "1"]
     if args.nodes:
         num_streams = args.streams * (2 * args.pairs + 1)
         needed = (args.nodes // 2 + 1) * SLOTS_PER_LEAF + num_streams * (args.tokens + LONGEST_PROMPT)
-        command += ["--max-total-tokens", str(needed)]
-    server = subprocess.Popen(command)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for_answer(f"{url}/health", server, START_SECONDS)
-        compare(url, server.pid, args)
-    finally:
-        end_process(server)
+        flags += ["--max-total-tokens", str(needed)]
+    with servers(*flags) as (server,):
+        compare(server.url, server.process.pid, args)
 
 
 if __name__ == "__main__":
