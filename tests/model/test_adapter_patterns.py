@@ -8,7 +8,7 @@ import re
 import pytest
 
 from sglang.srt.errors import ModelError
-from sglang.srt.model.adapters.module_match import check_pattern, first_match, is_target
+from sglang.srt.model.adapters.peft_config import check_pattern, first_match, is_target
 
 NAMES = [
     f"{root}layers.{i}.{end}"

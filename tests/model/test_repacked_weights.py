@@ -24,7 +24,7 @@ from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model import worker as worker_module
 from sglang.srt.model.capacity import HostMemory
 from sglang.srt.model.quant.formats import HostTensor
-from sglang.srt.model.weights.repacked.pending import PendingTensor
+from sglang.srt.model.weights.repacked.session import PendingTensor
 from sglang.srt.model.worker import create_worker
 from sglang.srt.server_args import ServerArgs
 from tests.model.tiny import Driver, save_model

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sglang.srt.messages import SchedulerStats, StateReq
 from sglang.srt.server.http import wire as responses
 from sglang.srt.server.native import routes as native_api
-from sglang.srt.server.native.load import core_of_load, format_load
+from sglang.srt.server.native.format import core_of_load, format_load
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.telemetry.metrics import Metrics
 from tests.server.conftest import MakeStand, Stand

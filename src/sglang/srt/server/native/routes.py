@@ -20,8 +20,7 @@ from sglang.srt.server.http.auth import need_admin
 from sglang.srt.server.http.bodies import read_as, read_object
 from sglang.srt.server.http.json_pieces import JsonArray, LateArray, encode_json, json_pieces
 from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
-from sglang.srt.server.native.format import GENERATE_FIELDS, collect, parse_generate, stream_replies
-from sglang.srt.server.native.load import core_of_load, format_load
+from sglang.srt.server.native.format import GENERATE_FIELDS, collect, core_of_load, format_load, parse_generate, stream_replies
 from sglang.srt.server.native.score_choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
 from sglang.srt.server.openapi import native_shapes as shapes
 from sglang.srt.server.openapi import schemas

@@ -2,7 +2,6 @@
 
 answer.py        reasoning, then content and calls
 tool_calls.py    formats of tool calls by name
-bare.py          answers that are a call in plain JSON
 formats/         one class per format
 harmony.py       gpt-oss's messages on channels
 call_parser.py   the common part of all formats

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sglang.common.growing import Growing
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Parser, Piece, Text
 
 ARGUMENT_KEYS = ("arguments", "parameters")
 _FUNCTION = "function"
@@ -342,3 +343,46 @@ def _is_no_description(start: str, known: Collection[str]) -> bool:
         return len(start) == _MAX_BEGINNING
     key, first = found.groups()
     return key is None or not (first == "{" or (key in _SCHEMA_WORDS and key not in known))
+
+
+class BareCalls:
+    """A Parser for answers that are only a call in plain JSON, fenced or not, from models whose own format is another. Qwen 2.5 Coder
+    answers like this although its template asks for <tool_call>:
+
+        ```json
+        {"name": "f", "arguments": {...}}
+        ```
+    `plain` parses JSON, `own` the model's format. While there are only calls, they are held back: if text follows, all of it is text."""
+
+    def __init__(self, plain: Parser, own: Parser) -> None:
+        self._plain: Parser | None = plain
+        self._own = own
+        self._text = Growing()
+        self._calls: list[Piece] = []
+
+    def feed(self, text: str) -> list[Piece]:
+        if self._plain is None:
+            return self._own.feed(text)
+        self._text.add(text)
+        self._calls += self._plain.feed(text)
+        return self._as_text() if _holds_text(self._calls) else []
+
+    def finish(self) -> list[Piece]:
+        if self._plain is not None:
+            self._calls += self._plain.finish()
+            if not _holds_text(self._calls) and _are_whole(self._calls):
+                return self._calls
+        return [*self._as_text(), *self._own.finish()]
+
+    def _as_text(self) -> list[Piece]:
+        self._plain = None
+        return self._own.feed(self._text.take())
+
+
+def _holds_text(pieces: list[Piece]) -> bool:
+    return any(isinstance(piece, Text) and not piece.text.isspace() for piece in pieces)
+
+
+def _are_whole(pieces: list[Piece]) -> bool:
+    begun = sum(isinstance(piece, CallBegin) for piece in pieces)
+    return begun > 0 and begun == sum(isinstance(piece, CallArguments) and piece.is_last for piece in pieces)

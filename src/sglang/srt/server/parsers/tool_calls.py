@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sglang.srt.errors import ConfigError
-from sglang.srt.server.parsers.bare import BareCalls
 from sglang.srt.server.parsers.call_parser import CallParser
 from sglang.srt.server.parsers.formats.json_format import (
     LIST_MARKS,
@@ -23,6 +22,7 @@ from sglang.srt.server.parsers.formats.json_format import (
 from sglang.srt.server.parsers.formats.python_format import GemmaCalls, PythonicCalls
 from sglang.srt.server.parsers.formats.tagged_format import GlmCalls, MiniMaxCalls, QwenCoderCalls
 from sglang.srt.server.parsers.harmony import CHANNEL, HARMONY, HarmonyCalls
+from sglang.srt.server.parsers.json_calls import BareCalls
 from sglang.srt.server.parsers.pieces import Parser
 
 

@@ -3,12 +3,10 @@
     first start     checkpoint --tensors--> kernels pack --> memory --a side thread--> KEY.new, renamed KEY.packed
     later starts    KEY.packed --copied or mapped, checked--> kernels; the checkpoint's matrices are not read
 
-    key             which file holds the weights of a model: everything that decides their bytes
-    pending         a tensor that is read only if somebody looks at its values
     packed_file     the format of a file
-    session         one start: what the kernels ask for, in their order, and what they packed
+    session         one start: what the kernels ask for, in their order, and what they packed; tensors that are read only when needed
     packed_store    opens files, writes them, keeps the folder within its limit
-    opening         where a model's file belongs
+    opening         which file belongs to a model: everything that decides its bytes
 
 Whatever goes wrong with the disk, or with a file, costs the time of packing, and never an answer.
 """

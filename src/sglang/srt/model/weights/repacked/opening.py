@@ -1,16 +1,18 @@
-"""Where the packed weights of a model belong; without the native kernels, nowhere."""
+"""Which file holds the packed weights of a model; without the native kernels there is none."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang.srt.checkpoint.fingerprint import weights_stamp
+import msgspec
+
+from sglang.srt.checkpoint.fingerprint import code_digest, code_files, weights_stamp
 from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.model.kernels.ops import Ops
-from sglang.srt.model.weights.repacked.key import packed_key
 
 if TYPE_CHECKING:
     from sglang.srt.model.weights.repacked.packed_store import PackedStore
@@ -32,3 +34,17 @@ def open_store(ops: Ops, files: ModelFiles, options: ModelOptions, rank: tuple[i
     about = {"model": files.name[-200:], "kernels": ops.name, "place": where, "weights": stamp}
     place = Place(Path(options.weights_cache.folder), key, about)
     return PackedStore(options.weights_cache, place, packing, getattr(ops, "num_threads", 1))
+
+
+def packed_key(stamp: str, options: ModelOptions, kernels: str, rank: tuple[int, int]) -> str:
+    """Hexadecimal digest of all that decides the bytes of packed weights and their order. The weights count by their files' names,
+    sizes, times and headers (`stamp`: fingerprint.weights_stamp): 1 GB is not read again to learn what it is. `rank`: which part of how many. Raises OSError."""
+    asked = replace(options, model_path="", files=None, weights_cache=None, download_dir=None, revision=None, random_seed=0)
+    facts = {
+        "weights": stamp,
+        "options": msgspec.to_builtins(asked),
+        "kernels": kernels,
+        "code": code_digest(code_files()),
+        "rank": rank,
+    }
+    return hashlib.blake2b(msgspec.json.encode(facts, order="deterministic"), digest_size=16).hexdigest()

@@ -28,13 +28,12 @@ from sglang.srt.scheduler.grammar.engines.base import ANY_JSON
 from sglang.srt.scheduler.grammar.schema.closing import close_objects
 from sglang.srt.scheduler.grammar.schema.drafts import read_draft
 from sglang.srt.scheduler.grammar.schema.exclusive import make_exclusive
-from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node, Place, replace_children
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node, Place, check_shapes, replace_children
 from sglang.srt.scheduler.grammar.schema.loosening import FollowedInPartError, Loose
 from sglang.srt.scheduler.grammar.schema.numbers import check_numbers
 from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 from sglang.srt.scheduler.grammar.schema.rewriting.reductions import Reductions
 from sglang.srt.scheduler.grammar.schema.rewriting.rewrites import rewrite
-from sglang.srt.scheduler.grammar.schema.shapes import check_shapes
 
 MAX_DEPTH = 128
 """levels of schemas inside schemas"""
