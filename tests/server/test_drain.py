@@ -33,13 +33,14 @@ class SlowHost:
     """Serves a picture, once it is told to."""
 
     def __init__(self) -> None:
-        self.asked, self.serve = threading.Event(), threading.Event()
+        self.asked, self.serve, self.num_asked = threading.Event(), threading.Event(), 0
         out = io.BytesIO()
         Image.new("RGB", (64, 64), "red").save(out, "PNG")
         host = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                host.num_asked += 1
                 host.asked.set()
                 host.serve.wait(120)
                 self.send_response(200)
@@ -119,6 +120,36 @@ def test_a_request_whose_picture_does_not_come_is_told(tmp_path: Path, slow: Slo
         assert drain(server, 1) == 0
         reply = future.result()
     assert reply.status_code == 503 and "shutting down" in reply.text
+    log = server.log.read_text()
+    assert "Traceback" not in log and " 500 " not in log
+
+
+@pytest.mark.parametrize("flags", [(), pytest.param(("--replicas", "2"), marks=pytest.mark.slow)])
+def test_a_second_signal_tells_everybody(tmp_path: Path, slow: SlowHost, flags: tuple[str, ...]) -> None:
+    """Wherever their requests are: fetching, compiling, running, waiting. None gets an internal error or no answer."""
+    vision = ("--allow-private-media", "--drain-seconds", "60", "--max-running-requests", "2")
+    server = start_server(tmp_path / "log", *vision, *flags, model=str(ROOT / "models" / "toy-vlm"))
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": slow.url}}]}]
+    fetches: dict[str, Any] = {"model": "m", "messages": picture}
+    runs = {"text": "x", "sampling_params": {"max_new_tokens": 3000, "ignore_eos": True}}
+    schema = {"type": "string", "pattern": "^([a-z]{1,300}|[0-9a-f]{1,400}x?){1,200}$"}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        *[("/generate", runs)] * 6,
+        ("/generate", runs | {"text": ["x"] * 20}),
+        ("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 3000, "json_schema": json.dumps(schema)}}),
+        *[("/v1/chat/completions", fetches), ("/v1/chat/completions", fetches | {"stream": True})] * 4,
+        ("/v1/messages", fetches | {"max_tokens": 4, "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": slow.url}}]}]}),
+    ]  # fmt: skip
+    with ThreadPoolExecutor(len(asked)) as pool:
+        futures = [pool.submit(post, server.url, body, path) for path, body in asked]
+        eventually(lambda: slow.num_asked == 9)
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: health(server) == (503, "draining"))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(LATE) == 0
+        for future, (path, _) in zip(futures, asked, strict=True):
+            reply = future.result()
+            assert reply.status_code == 503 and "shutting down" in reply.text, f"{path}: {reply.status_code} {reply.text[:200]}"
     log = server.log.read_text()
     assert "Traceback" not in log and " 500 " not in log
 

@@ -239,6 +239,7 @@ class Serving:
                 self._batching.cancel()
             self._draining = asyncio.ensure_future(self._drain(seconds))
         else:
+            self._outer.send_away()
             self._http.should_exit = self._http.force_exit = True
 
     async def _drain(self, seconds: float) -> None:

@@ -196,7 +196,8 @@ class Server:
                 self._batching.cancel()
             self._draining = asyncio.ensure_future(self._drain(self._manager, seconds))
         else:
-            self._manager.scheduler_died("the server was shut down")
+            self._manager.shut_down()
+            self._outer_app.send_away()
             self._http.should_exit = self._http.force_exit = True
 
     async def _drain(self, manager: TokenizerManager, seconds: float) -> None:
@@ -208,7 +209,7 @@ class Server:
             manager.end_drain()
             await asyncio.sleep(min(0.5, LAST_SECONDS / 2))
         if manager.num_in_flight:  # the scheduler does not react
-            manager.scheduler_died("the server is shutting down")
+            manager.shut_down()
             await asyncio.sleep(0.05)
         self._outer_app.send_away()
         self._http.should_exit = True

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 
 from sglang.common.interrupts import wait_for
-from sglang.srt.errors import EngineDeadError, OverloadError
+from sglang.srt.errors import OverloadError, SglangError
 from sglang.srt.messages import ControlReply, PauseReq, ToScheduler, ViewReq
 
 CALL_SECONDS = 20.0
@@ -28,7 +28,7 @@ class ControlCalls:
         self._send(message)
 
     async def ask(self, make: Callable[[int], ToScheduler], seconds: float | None = CALL_SECONDS) -> ControlReply:
-        """Sends what `make` makes of the call's id and waits for `seconds` (None: for ever). Raises OverloadError without an answer in time, EngineDeadError if
+        """Sends what `make` makes of the call's id and waits for `seconds` (None: for ever). Raises OverloadError without an answer in time, SglangError if
         the scheduler dies."""
         call_id = next(self._ids)
         future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
@@ -58,7 +58,7 @@ class ControlCalls:
         if future is not None and not future.done():
             future.set_result(reply)
 
-    def fail(self, error: EngineDeadError) -> None:
+    def fail(self, error: SglangError) -> None:
         """Ends all calls: their scheduler has died."""
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():

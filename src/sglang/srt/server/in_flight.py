@@ -299,8 +299,8 @@ class InFlight:
         self.has_scheduler = True
         return self._resuming.resume(self._sequences.values())
 
-    def scheduler_died(self, message: str) -> None:
-        """Ends all calls with EngineDeadError."""
+    def scheduler_died(self, message: str, error: type[SglangError] = EngineDeadError) -> None:
+        """Ends all calls with an error."""
         self.has_scheduler = False
         for sequence in self._sequences.values():
             self._records.lost(sequence, message)
@@ -312,7 +312,7 @@ class InFlight:
         for call in calls.values():
             call.open.clear()
             call.closed()
-            call.fail(EngineDeadError(message))
+            call.fail(error(message))
 
 
 def _error_of(finish: FinishReason) -> SglangError | None:

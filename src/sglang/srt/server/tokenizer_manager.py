@@ -28,6 +28,7 @@ from sglang.srt.errors import (
     EngineDeadError,
     OverloadError,
     RequestError,
+    SglangError,
 )
 from sglang.srt.messages import (
     BatchEmbedOut,
@@ -276,14 +277,14 @@ class TokenizerManager:
         num_resumed = self._embeddings.resume() + self._in_flight.scheduler_restarted()
         self.records.restarted(num_resumed)
 
-    def scheduler_died(self, message: str) -> None:
-        """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
+    def scheduler_died(self, message: str, error: type[SglangError] = EngineDeadError) -> None:
+        """Ends all calls with an error; new ones are refused until `scheduler_restarted`."""
         self._death = message
         self._note_death()
         self._back.set()
-        self._embeddings.fail(EngineDeadError(message))
-        self._in_flight.scheduler_died(message)
-        self._controls.fail(EngineDeadError(message))
+        self._embeddings.fail(error(message))
+        self._in_flight.scheduler_died(message, error)
+        self._controls.fail(error(message))
 
     def _note_death(self) -> None:
         """No more outputs or statistics of that scheduler will come."""
@@ -338,6 +339,11 @@ class TokenizerManager:
         """Refuses all requests and aborts the running ones."""
         self._draining_since = -math.inf
         self.abort_all("the server is shutting down")
+
+    def shut_down(self) -> None:
+        """Ends all requests at once, without the scheduler."""
+        self._draining_since = -math.inf
+        self.scheduler_died("the server is shutting down", OverloadError)
 
     @property
     def draining(self) -> bool:

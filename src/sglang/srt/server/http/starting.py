@@ -69,7 +69,7 @@ class OuterApp:
         uvicorn cancels them."""
         self._is_closing = True
         for task, visit in self._visits.items():
-            if not visit.has_begun:
+            if not visit.has_begun and not visit.is_over:
                 visit.is_over = True
                 task.cancel()
 
