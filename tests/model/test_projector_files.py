@@ -35,7 +35,7 @@ from tests.model.test_vision_pictures import (
 )
 from tests.model.tiny import open_worker
 from tests.model.vision import IMAGE
-from tests.model.vision_families import QWEN, qwen
+from tests.model.vision_families import QWEN, gemma4, qwen
 
 gguf = pytest.importorskip("gguf")
 
@@ -44,6 +44,14 @@ QWEN2 = {name: size for name, size in QWEN.items() if name not in ("out_hidden_s
 PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, "patch_size": 7}
 ALL_CASES = {
     **CASES,
+    "gemma4, large": replace(
+        CASES["gemma4"],
+        make=lambda: gemma4(
+            {"use_clipped_linears": True, "standardize": True},
+            use_bidirectional_attention="vision",
+            hidden_size_per_layer_input=0,
+        ),
+    ),
     "qwen2_vl": Case(
         lambda: qwen("Qwen2VL", {**QWEN2, "embed_dim": 64, "mlp_ratio": 2}), _QWEN_PROCESSOR, PIXELS, _qwen_inputs
     ),
@@ -87,9 +95,16 @@ def more_qwen3(w: Any, config: Any) -> None:
     w.add_array("clip.vision.is_deepstack_layers", [i in config.deepstack_visual_indexes for i in range(config.depth)])
 
 
+def more_gemma4(w: Any, config: Any) -> None:
+    w.add_uint32("clip.vision.projector.scale_factor", 3)
+    w.add_uint32("clip.vision.image_max_pixels", 140 * 12**2)
+
+
 GEMMA_TOKENS = ("<image_soft_token>", "?", "<start_of_image>", "<end_of_image>")
 PAIRS = {
     "gemma3": Pair("gemma3", "gemma3", GEMMA_TOKENS, more_gemma3, "model.vision_tower."),
+    "gemma4": Pair("gemma4", "gemma4v", ("<|image|>", "?", "<|image>", "<image|>"), more_gemma4, "model.vision_tower."),
+    "gemma4, large": Pair("gemma4", "gemma4v", ("<|image|>", "?", "<|image>", "<image|>"), more_gemma4, "model.vision_tower."),
     "idefics3": Pair("llama", "idefics3", ("<image>",), more_idefics3, "model.vision_model."),
     "qwen2_vl": Pair("qwen2vl", "qwen2vl_merger", QWEN_TOKENS, more_qwen, "model.visual."),
     "qwen2_5_vl": Pair("qwen2vl", "qwen2.5vl_merger", QWEN_TOKENS, more_qwen2_5, "model.visual."),
@@ -107,7 +122,11 @@ def write(writer: Any) -> None:
 def save_text(path: Path, pair: Pair, model: Any) -> None:
     config = model.config.text_config
     writer = gguf.GGUFWriter(str(path), pair.arch)
-    dense.write_metadata(writer, pair.arch, config)
+    kind = "gemma4_text" if pair.arch == "gemma4" else pair.arch
+    if kind == "gemma4_text":
+        config.allow_global_per_layer_attribute_access = True
+        writer.add_pad_token_id(config.pad_token_id)
+    dense.write_metadata(writer, kind, config)
     tokens = [f"w{i}" for i in range(config.vocab_size)]
     tokens[IMAGE : IMAGE + len(pair.tokens)] = pair.tokens
     writer.add_token_list(tokens)
@@ -115,12 +134,15 @@ def save_text(path: Path, pair: Pair, model: Any) -> None:
         writer.add_rope_dimension_sections([*config.rope_parameters["mrope_section"], 0])
     by_name = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(by_name[pair.arch], config.num_hidden_layers)
+    for key, value in dense.rope_freqs(kind, config, {}).items():
+        writer.add_tensor(key, value)
     for key, value in model.state_dict().items():
         match = re.fullmatch(r"model\.(?:language_model|text_model)\.(.*)", key)
         if match is None and (key != "lm_head.weight" or model.config.tie_word_embeddings):
             continue
         name = "lm_head.weight" if match is None else f"model.{match[1]}"
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        stored = f"{names.get_name(name)}.weight" if name.endswith("layer_scalar") else stored
         assert stored is not None, name
         values = dense.converted(pair.arch, pair.arch, name, value.numpy(), config)
         values = values + 1 if pair.arch == "gemma3" and name.endswith("norm.weight") else values
@@ -138,8 +160,31 @@ OURS = {
 """names that the converter has in its own code"""
 
 
+SUFFIXES = (".weight", ".bias", ".input_max", ".input_min", ".output_max", ".output_min")
+
+
+def gemma4_tensors(model: Any, form: type) -> dict[str, Any]:
+    names, found = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 8), {}
+    for key, tensor in model.state_dict().items():
+        if key.startswith(("model.language_model", "lm_head")):
+            continue
+        value = tensor.numpy()
+        name = key.replace("model.vision_tower.encoder.", "vision_model.model.").replace(".linear.weight", ".weight")
+        name += ".weight" if name.endswith("position_embedding_table") else ""
+        if "input_proj" in name:
+            value = value.reshape(len(value), 4, 4, 3).transpose(0, 3, 1, 2)
+        stored = names.get_name(name, try_suffixes=SUFFIXES)
+        assert stored is not None, name
+        value = value.reshape(1) if value.ndim == 0 else value
+        small = value.ndim == 1 or "position" in stored
+        found[stored] = np.ascontiguousarray(value, np.float32 if small else form)
+    return found
+
+
 def vision_tensors(pair: Pair, model: Any, form: type) -> dict[str, Any]:
     """The encoder's tensors as llama.cpp's converter writes them."""
+    if pair.arch == "gemma4":
+        return gemma4_tensors(model, form)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 8)
     found: dict[str, Any] = {}
     deep = list(getattr(model.config.vision_config, "deepstack_visual_indexes", []))
@@ -278,12 +323,12 @@ def test_what_does_not_fit_is_refused(both: tuple[Family, Pair], tmp_path: Path)
     refused("v.blk.0.ls1.weight", lambda tensors: tensors | {"v.blk.0.ls1.weight": np.zeros(3, np.float32)})
     last = (
         "mm.input_projection.weight"
-        if pair.kind == "gemma3"
+        if pair.kind.startswith("gemma")
         else "mm.model.fc.weight"
         if pair.kind == "idefics3"
         else "mm.2.weight"
     )
     refused("another model", lambda tensors: tensors | {last: np.zeros((96, 96), np.float32)})
     refused("lacks the matrix", lambda tensors: {k: v for k, v in tensors.items() if k != last})
-    name = "v.blk.1.attn_out.bias"
+    name = "v.blk.1.ln1.weight"
     refused("shape", lambda tensors: tensors | {name: tensors[name][1:]})

@@ -3,6 +3,7 @@ folder's config.json and preprocessor_config.json, which `weights/vision/` and t
 
     clip.projector_type        family                      text
     gemma3                     Gemma 3                     gemma3
+    gemma4v                    Gemma 4                     gemma4
     idefics3                   SmolVLM, Idefics3           llama
     qwen2vl_merger             Qwen2-VL                    qwen2vl
     qwen2.5vl_merger           Qwen2.5-VL                  qwen2vl
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 OFF = "off"
 BEST = ("f16", "bf16", "f32", "q8_0")
 """of several beside a model, the first by its name"""
+GEMMA4_TOKENS = 280
+"""of an image, as published"""
 TEMPORAL = 2
 """frames of a patch in Qwen's encoders"""
 
@@ -122,6 +125,7 @@ class Projector:
 
 OUT = {
     "gemma3": ("mm.input_projection.weight", 1),
+    "gemma4v": ("mm.input_projection.weight", 0),
     "idefics3": ("mm.model.fc.weight", 0),
     "qwen2vl_merger": ("mm.2.weight", 0),
     "qwen2.5vl_merger": ("mm.2.weight", 0),
@@ -160,6 +164,35 @@ def _gemma3(p: Projector) -> SeeingModel:
         "mm_tokens_per_image": out_side * out_side,
     }
     return SeeingModel(config, {"size": {"height": side, "width": side}, "resample": 2, **p.normal})
+
+
+def _gemma4(p: Projector) -> SeeingModel:
+    """Files do not say which decoders see all of an image at once: of those that are published, the ones without rows of tokens for each
+    layer."""
+    pool, patch, tensors = p.size("projector.scale_factor", 3), p.size("patch_size"), p.file.tensors
+    vision = {
+        "num_hidden_layers": p.size("block_count"),
+        "hidden_size": p.width,
+        "num_attention_heads": p.size("attention.head_count"),
+        "num_key_value_heads": p.size("attention.head_count"),
+        "head_dim": p.width // p.size("attention.head_count"),
+        "intermediate_size": p.inner,
+        "patch_size": patch,
+        "pooling_kernel_size": pool,
+        "position_embedding_size": p.shape("v.position_embd.weight")[1],
+        "use_clipped_linears": "v.blk.0.attn_q.input_max" in tensors,
+        "standardize": "v.std_bias" in tensors,
+    }
+    frame = _frame(p, "Gemma4ForConditionalGeneration", "gemma4", vision)
+    if not p.text.metadata.get("gemma4.embedding_length_per_layer_input"):
+        frame["text_config"]["use_bidirectional_attention"] = "vision"
+    ids = {"image_token_id": p.token("<|image|>"), "boi_token_id": p.token("<|image>"), "eoi_token_id": p.token("<image|>")}
+    side = patch * pool
+    tokens = p.size("image_max_pixels", GEMMA4_TOKENS * side**2) // side**2
+    budget = 70 << min(max((tokens // 70).bit_length() - 1, 0), 4)  # 70, 140 ... 1120
+    return SeeingModel(
+        {**frame, **ids}, {"patch_size": patch, "pooling_kernel_size": pool, "max_soft_tokens": budget, "do_normalize": False}
+    )
 
 
 def _idefics3(p: Projector) -> SeeingModel:
@@ -235,6 +268,7 @@ def _frame(p: Projector, class_name: str, model_type: str, vision: dict[str, Any
 
 KINDS: Mapping[str, tuple[str, Callable[[Projector], SeeingModel]]] = {
     "gemma3": ("gemma3", _gemma3),
+    "gemma4v": ("gemma4", _gemma4),
     "idefics3": ("llama", _idefics3),
     "qwen2vl_merger": ("qwen2vl", _qwen2_vl),
     "qwen2.5vl_merger": ("qwen2vl", _qwen2_5_vl),

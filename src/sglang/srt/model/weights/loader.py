@@ -50,7 +50,7 @@ ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 QUANTIZE_VALUES = 1 << 20
 """values quantized at a time"""
 
-_ENCODER = re.compile(r"(visual|vision_tower|vision_model|multi_modal_projector|connector)\.")
+_ENCODER = re.compile(r"(visual|vision_tower|vision_model|multi_modal_projector|connector|embed_vision)\.")
 _TABLE = re.compile(r"embed|patch_conv")
 """in an encoder: what is looked up or added, and the first layer, which reads pixels"""
 _SECOND = re.compile(r"\.(mlp|feed_forward)\.(fc2|linear_fc2|down_proj)\.weight$")

@@ -66,6 +66,7 @@ def _shared(meta: Metadata, raw: Mapping[str, Any]) -> dict[str, Any]:
     layers = raw["num_hidden_layers"]
     return {
         "num_kv_shared_layers": meta.number("attention.shared_kv_layers", 0),
+        "pad_token_id": meta.gguf.metadata.get("tokenizer.ggml.padding_token_id"),
         "hidden_size_per_layer_input": meta.number("embedding_length_per_layer_input", 0),
         "vocab_size_per_layer_input": table.shape[0] if table is not None else None,
         "intermediate_size": meta.each("feed_forward_length", layers) if isinstance(widths, np.ndarray) else widths,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from sglang.srt.errors import ModelError
 from sglang.srt.model.quant.formats import HostTensor
 from sglang.srt.model.weights.tensor_source import TensorSource, index_of
 
-_IN_LAYER = re.compile(r"v\.blk\.(\d+)\.(\w+)\.(weight|bias)")
+_IN_LAYER = re.compile(r"v\.blk\.(\d+)\.(\w+)\.(weight|bias|input_min|input_max|output_min|output_max)")
 _DEEP = re.compile(r"v\.deepstack\.(\d+)\.(\w+)\.(weight|bias)")
 _QKV = ("attn_q", "attn_k", "attn_v")
 
@@ -51,16 +52,38 @@ _PLAIN = {"ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
 _GATED = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _DEEP_MLP = {"ffn_up": "mlp.linear_fc1", "ffn_down": "mlp.linear_fc2"}
 _DEEP_MERGER = {"norm": "norm", "fc1": "linear_fc1", "fc2": "linear_fc2"}
-_SOFT = "multi_modal_projector.mm_soft_emb_norm"
+_GEMMA3_ENDS = {
+    "mm.soft_emb_norm": "multi_modal_projector.mm_soft_emb_norm",
+    "mm.input_projection.weight": "multi_modal_projector.mm_input_projection_weight",
+}
+_GEMMA4_LAYER = {
+    "ln1": "input_layernorm",
+    "attn_post_norm": "post_attention_layernorm",
+    "ln2": "pre_feedforward_layernorm",
+    "ffn_post_norm": "post_feedforward_layernorm",
+    **{f"attn_{part}_norm": f"self_attn.{part}_norm" for part in "qk"},
+    **{f"attn_{part}": f"self_attn.{part}_proj.linear" for part in "qkv"},
+    "attn_out": "self_attn.o_proj.linear",
+    **{f"ffn_{part}": f"mlp.{part}_proj.linear" for part in ("gate", "up", "down")},
+}
+_GEMMA4_ENDS = {
+    "v.patch_embd": "vision_tower.patch_embedder.input_proj",
+    "v.position_embd.weight": "vision_tower.patch_embedder.position_embedding_table",
+    "v.std_bias": "vision_tower.std_bias",
+    "v.std_scale": "vision_tower.std_scale",
+    "mm.input_projection": "embed_vision.embedding_projection",
+}
 _NAMES: Mapping[str, tuple[str, dict[str, str], dict[str, str]]] = {
-    "gemma3": _siglip("vision_tower", {"mm.soft_emb_norm": _SOFT}),
+    "gemma3": _siglip("vision_tower", _GEMMA3_ENDS),
+    "gemma4v": ("vision_tower.encoder.layers", _GEMMA4_LAYER, _GEMMA4_ENDS),
     "idefics3": _siglip("vision_model", {"mm.model.fc": "connector.modality_projection.proj"}),
     "qwen2vl_merger": _qwen(_PLAIN, "ln_q", "mlp.0", "mlp.2"),
     "qwen2.5vl_merger": _qwen(_GATED, "ln_q", "mlp.0", "mlp.2"),
     "qwen3vl_merger": _qwen(_DEEP_MLP, "norm", "linear_fc1", "linear_fc2"),
 }
-"""kind -> (our list of layers, stems of a layer's tensors, of those of no layer)"""
-_ALONE = {"mm.input_projection.weight": "multi_modal_projector.mm_input_projection_weight"}
+"""kind -> (our list of layers, stems of a layer's tensors, stems or whole names of those of no layer)"""
+_BY_PIXEL = "vision_tower.patch_embedder.input_proj.weight"
+"""whose columns go pixel by pixel with us; files have a convolution"""
 _SECOND_FRAME = "v.patch_embd.weight.1"
 
 
@@ -90,6 +113,10 @@ class ProjectorSource:
         if name not in self._parts:
             return self._text.shape(name)
         shapes = [self._file.shape(part) for part in self._parts[name]]
+        if name == _BY_PIXEL:
+            return (shapes[0][0], math.prod(shapes[0][1:]))
+        if name.endswith(("_min", "_max")):
+            return ()
         if self._are_frames(name):
             return (*shapes[0][:2], len(shapes), *shapes[0][2:])
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -110,6 +137,10 @@ class ProjectorSource:
             )
         join = (lambda data: np.stack(data, axis=2)) if self._are_frames(name) else np.concatenate
         data = parts[0].data if len(parts) == 1 else join([part.data for part in parts])
+        if name == _BY_PIXEL and data.ndim == 4:
+            data = np.ascontiguousarray(data.transpose(0, 2, 3, 1))
+        if len(parts) == 1 and parts[0].is_dense:
+            data = data.reshape(self.shape(name))
         return replace(parts[0], name=name, shape=self.shape(name), data=data)
 
     def read_index(self, name: str, index: int) -> HostTensor:
@@ -125,11 +156,13 @@ def _order(name: str) -> str:
 
 
 def _our_name(stored: str, layers: str, stems: dict[str, str], ends: dict[str, str], deep: list[int]) -> str | None:
-    if stored in _ALONE:
-        return _ALONE[stored]
+    if stored in ends:
+        return ends[stored]
     stored = stored.removesuffix(".1") if stored == _SECOND_FRAME else stored
     if match := _IN_LAYER.fullmatch(stored):
-        return f"{layers}.{match[1]}.{stems[match[2]]}.{match[3]}" if match[2] in stems else None
+        stem = stems.get(match[2], "")
+        stem = stem if match[3] in ("weight", "bias") else stem.removesuffix(".linear")
+        return f"{layers}.{match[1]}.{stem}.{match[3]}" if stem else None
     if match := _DEEP.fullmatch(stored):
         if int(match[1]) not in deep or match[2] not in _DEEP_MERGER:
             return None
