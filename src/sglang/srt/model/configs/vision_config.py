@@ -81,7 +81,7 @@ class VisionConfig:
     """of the gated layer that makes a row of a square of patches (GLM-4V)"""
     bounded: bool = False
     """linear layers clip what they read and what they make (Gemma 4)"""
-    standardised: bool = False
+    standardized: bool = False
     """rows are shifted and scaled, channel by channel, before the last linear layer (Gemma 4)"""
     projector_bias: bool = True
     projector_eps: float = 1e-5

@@ -164,7 +164,7 @@ class Gemma4Vision:
         self.positions = ops.array(tables.reshape(2 * c.num_positions, c.hidden_size))
         self.layers = [Gemma4VisionLayer(ops, source, f"{at}.encoder.layers.{i}", c) for i in range(c.num_layers)]
         self.standard: tuple[Array, ...] = ()
-        if c.standardised:
+        if c.standardized:
             self.standard = tuple(ops.array(source.tensor(f"{at}.std_{part}").dequantize()) for part in ("bias", "scale"))
         self.ones = ops.array(np.ones(c.hidden_size, np.float32))
         self.project = Dense(ops, source, {"embed_vision.embedding_projection": c.out_size}, c.hidden_size, bias=False)

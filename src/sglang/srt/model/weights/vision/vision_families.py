@@ -146,7 +146,7 @@ def _gemma4(fields: VisionFields) -> VisionConfig:
         bidirectional_images=ahead,
         only_windows_see_ahead=ahead,
         bounded=v.flag("use_clipped_linears"),
-        standardised=v.flag("standardize"),
+        standardized=v.flag("standardize"),
     )
 
 

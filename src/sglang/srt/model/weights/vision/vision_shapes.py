@@ -138,7 +138,7 @@ def _gemma4(c: VisionConfig) -> Shapes:
             shapes |= _linear(f"{at}.{name}.linear", rows, width, False)
             if c.bounded:
                 shapes |= {f"{at}.{name}.{bound}": () for bound in ("input_min", "input_max", "output_min", "output_max")}
-    if c.standardised:
+    if c.standardized:
         shapes |= {f"vision_tower.std_{part}": (c.hidden_size,) for part in ("bias", "scale")}
     return shapes | _linear("embed_vision.embedding_projection", c.out_size, c.hidden_size, False)
 
