@@ -93,10 +93,10 @@ async def _serve(port: int, profiler: Any) -> None:
     import threading
 
     from sglang.srt.process.endpoint import listen
-    from sglang.srt.process.heap import keep_loaded_objects
+    from sglang.srt.process.heap import keep_loaded_objects, limit_arenas
     from sglang.srt.process.logs import configure_access_log, configure_logging
     from sglang.srt.process.transport import SocketServerEnd
-    from sglang.srt.process.uvicorn_server import HttpServer, limit_arenas, uvicorn_config
+    from sglang.srt.process.uvicorn_server import HttpServer, uvicorn_config
     from sglang.srt.server.http.app import create_app
     from sglang.srt.server.tokenization.tokenizer import open_tokenizer
     from sglang.srt.server.tokenizer_manager import TokenizerManager

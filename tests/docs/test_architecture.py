@@ -19,7 +19,7 @@ def told() -> list[tuple[str, str]]:
 
 
 MAX_FILES = 45
-"""that one plain chat request enters; a constraint adds at most MORE_FILES. One is scheduler/adapters.py: whether some are loading"""
+"""that one plain chat request enters; a constraint adds at most MORE_FILES"""
 MORE_FILES = 8
 IDLE_FILES = {"srt/model/kv_pool.py", "srt/process/heap.py", "srt/scheduler/viewing.py"}
 """entered in idle moments only, which may come before the reply has been read"""

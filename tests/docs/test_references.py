@@ -27,6 +27,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w.<{*/-])((?:\.?[\w{},.-]+/)*[\w{},-]+\.(?:py|h|cpp|md|toml))\b(?!\()")
 FOLDER = re.compile(r"^(?:\w[\w-]*/)+$")
+MEMBER = re.compile(r"\b([A-Z][A-Za-z]+)\.([a-z_]\w+)\b")
 MODULE = re.compile(r"python -m ([\w.]+)")
 FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z0-9_-]*[a-z0-9])")
 NAME = re.compile(r"^(?:[A-Za-z_]\w*\.)*_?[A-Za-z]\w*(?:\(\))?$")
@@ -225,6 +226,36 @@ def test_files_and_modules_that_comments_name_exist() -> None:
         if gone:
             missing[name] = gone
     assert missing == {}
+
+
+def test_members_that_comments_name_exist() -> None:
+    """`Inlet.check_room`, of our own classes."""
+    missing = set()
+    for name in files():
+        if name.startswith("src/") and name.endswith(".py"):
+            for owner, member in MEMBER.findall(comments(name)):
+                if owner in classes() and member not in classes()[owner]:
+                    missing.add((name, f"{owner}.{member}"))
+    assert missing == set()
+
+
+def test_imports_of_programs_beside_the_package_exist() -> None:
+    """Benchmarks, examples and scripts import inside functions, too, and most of them no test runs."""
+    missing = set()
+    for name in files():
+        if name.startswith(("benchmarks/", "examples/", "scripts/")) and name.endswith(".py"):
+            for node in ast.walk(ast.parse((ROOT / name).read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("sglang", "benchmarks", "tests"):
+                    missing |= {(name, node.module, alias.name) for alias in node.names if not has(node.module, alias.name)}
+    assert missing == set()
+
+
+def has(module: str | None, name: str) -> bool:
+    path = (module or "").replace(".", "/")
+    path = f"src/{path}" if path.startswith("sglang") else path
+    own = next((ROOT / file for file in (f"{path}.py", f"{path}/__init__.py") if file in files()), None)
+    is_module = bool({f"{path}/{name}.py", f"{path}/{name}/__init__.py"} & files())
+    return is_module or (own is not None and name in WORD.findall(own.read_text("utf-8")))
 
 
 def test_links_lead_somewhere() -> None:

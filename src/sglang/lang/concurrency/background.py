@@ -1,6 +1,6 @@
 """The event loops and threads of programs: one loop for all requests, and a bounded pool of threads for program bodies.
 
-    user's thread ──s += gen──> Executor.queue ──> coroutine on IO ──> pooled HTTP client
+    user's thread ──s += gen──> Executor.submit ──> coroutine on IO ──> pooled HTTP client
     run(stream=True) ──body──> BODIES (threads)        async body called from sync code ──> PROGRAMS (a second loop)
 
 User code never runs on IO: a body that computes for a second must not stall other programs' requests.

@@ -50,7 +50,7 @@ class RequestScope(msgspec.Struct, eq=False):
         return (self.key, self.user) if self.key or self.user else ()
 
     def share_of(self, limit: int) -> int:
-        """The most of `limit` places that this client can have at once (Scheduler._check_room): what asks for more never gets in."""
+        """The most of `limit` places that this client can have at once (Inlet.check_room): a request for more is never admitted."""
         return (limit + 1) // 2 if self.key else limit
 
 
@@ -63,13 +63,13 @@ def current_scope() -> RequestScope:
 
 
 def new_name() -> str:
-    """32 hexadecimal digits that nothing else bears. A server that continues the answer of another chooses the same ones."""
+    """A unique name of 32 hexadecimal digits. A server that continues the answer of another one chooses the same name."""
     scope = _current.get()
     return scope.journal.name() if scope is not None and scope.journal is not None else token_hex(16)
 
 
 def created_at() -> int:
-    """The time that an answer bears."""
+    """The `created` of an answer, in seconds since 1970."""
     scope = _current.get()
     return scope.journal.created if scope is not None and scope.journal is not None else int(time.time())
 
