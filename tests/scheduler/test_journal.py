@@ -116,8 +116,8 @@ elif how == "on a thread":
     other.start()
     other.join()
 elif how == "on a thread that compiles":
-    from sglang.srt.scheduler.grammar.aside import Aside
-    journal.call([a], Aside(1).run, crash)
+    from sglang.srt.scheduler.grammar.low_priority import LowPriorityThreads
+    journal.call([a], LowPriorityThreads(1).run, crash)
 elif how == "error":
     try:
         journal.call([a], int, "x")

@@ -241,7 +241,7 @@ async def test_a_template_that_refuses_is_a_400(make_stand: MakeStand, stand: St
     assert len(stand.scheduler.received[0].input_ids) > 5  # type: ignore[union-attr]
 
 
-async def test_long_conversations_are_prepared_aside(stand: Stand) -> None:
+async def test_long_conversations_are_prepared_on_a_thread(stand: Stand) -> None:
     long = [{"role": "user", "content": "word " * 20_000}]
     response = await chat(stand, messages=long)
     assert response.status_code == 400

@@ -207,11 +207,11 @@ LONG_TEXT = """
 import sys, time
 
 if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv", ()):
-    from sglang.srt.server import aside
+    from sglang.srt.server import side_threads
     from sglang.srt.server.native import routes as native_api
 
     async def model_info(self, request):
-        await aside.run_aside(time.sleep, 1000)  # as a tokenizer with a bad pattern would
+        await side_threads.run_in_thread(time.sleep, 1000)  # as a tokenizer with a bad pattern would
 
     native_api.NativeApi.model_info = model_info
 """

@@ -184,7 +184,7 @@ async def test_health_fails_when_nothing_comes(stand: Stand) -> None:
     assert not await stand.manager.health(0.05)
 
 
-async def test_long_texts_are_tokenized_aside(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_texts_are_tokenized_on_a_thread(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_maker, "LONG_TEXT", 3)
     call = await stand.manager.start(GenerateReq(text=["The quick", "brown"], sampling=SamplingParams(max_new_tokens=1)))
     assert len([out async for out in call]) == 2

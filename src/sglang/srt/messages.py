@@ -1,7 +1,7 @@
 """The messages between the server (text) and the scheduler (token ids).
 
-The only file that both wings import. Messages are tagged msgspec structs. They are sent over a private unix socket or, in-process, as
-objects. There is no pickle: `encode` and `decode` at the bottom are the whole wire format.
+The file where the two wings meet. Messages are tagged msgspec structs. They are sent over a private unix socket or, in-process, as
+objects. There is no pickle: `encode` and the two `decode_...` at the bottom are the whole wire format.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ ORIGINS = ("sampled", "draft", "forced")
 
 
 class SchemaCheck(msgspec.Struct, frozen=True):
-    """How an output fared that decoding could not hold to its schema as a whole. `keywords`: paths of what it could not follow.
+    """The result of checking an output whose schema decoding could enforce only in part. `keywords`: paths of what it could not follow.
     `num_attempts`: outputs that were generated. `error`: what is wrong with the last one; None: it is valid. `num_discarded`: tokens of
     the others."""
 

@@ -96,7 +96,7 @@ class OpTape:
 
     @contextmanager
     def _record_calls(self, ops: Any) -> Iterator[None]:
-        """For the length of the block the instance's ops are shadowed by functions that take notes."""
+        """For the length of the block the instance's ops are shadowed by functions that record the calls."""
         calls: list[tuple[str, Callable[[], None]]] = []
         names = [name for name in RECORDED if hasattr(ops, name)]
         for name in names:

@@ -135,7 +135,7 @@ class ModelRunner:
 
     def head(self, rows: Int32Array, whole: int | None = None, blocks: Int32Array | None = None) -> Array:
         """Logits of these rows of the step, [len(rows), vocab_size]: a view, valid until the next call. With `blocks`, all of the
-        first `whole` rows and of the others those blocks of columns; what stands elsewhere means nothing."""
+        first `whole` rows and of the others those blocks of columns; all other entries are undefined."""
         n, step = len(rows), self._step
         assert n <= self.limits.max_logit_rows
         if self._num_ready:

@@ -43,11 +43,11 @@ from sglang.srt.process.uvicorn_server import (
     uvicorn_config,
 )
 from sglang.srt.scheduler.cache.disk.tier import DRAIN_SECONDS
-from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
 from sglang.srt.server.http.starting import OuterApp, RootPath
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.openai.batches.batch_runner import BatchRunner
+from sglang.srt.server.side_threads import is_busy
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 

@@ -331,12 +331,12 @@ def _die_with_the_server(pipe: int, directory: str) -> None:
 def blamed_grammars(directory: Path, status: int) -> set[bytes]:
     """Digests of the grammars of which the process with these files died, if it was grammars. `status`: its exit status. An error
     is that of the call that raised it, a crash that of the thread that crashed. Where that is one of the threads that compile for
-    others (grammar/aside.py), or none of Python's, or where it hung, all grammars that were worked on are to blame."""
+    others (grammar/low_priority.py), or none of Python's, or where it hung, all grammars that were worked on are to blame."""
     entries = read_journal(directory / JOURNAL)
     crashed = re.search(rb"Current thread 0x([0-9a-f]+).*?\n((?:  .*\n)*)", _dump(directory))
     if status >= 0:
         entries = [entry for entry in entries if entry.raised]
-    elif crashed is not None and not re.search(rb"grammar.aside\.py", crashed[2]):
+    elif crashed is not None and not re.search(rb"grammar.low_priority\.py", crashed[2]):
         entries = [entry for entry in entries if entry.thread == int(crashed[1], 16)]
     return {digest for entry in entries for digest in entry.digests}
 

@@ -67,7 +67,7 @@ logger = logging.getLogger("sglang")
 IDLE_SECONDS, FIRST_IDLE_SECONDS = 1.0, 0.1
 COMPILING_SECONDS = 0.002
 IDLE_GRACE_SECONDS = 0.003
-"""Idle for so long, the worker may get ready for what comes."""
+"""seconds of idleness after which the worker prepares for later steps"""
 WAIT_SECONDS = 0.001
 
 

@@ -14,11 +14,11 @@ from sglang.srt.scheduler.cache.kv_memory import KvMemory
 logger = logging.getLogger("sglang")
 
 RECENT_SECONDS = 1.0
-"""What a throughput is measured over, at least, where there was one before."""
+"""a throughput is measured over at least so long, once one is known"""
 
 
 class StepStats:
-    """Counts over the scheduler's life and since the last log line."""
+    """Counts since the start of the scheduler and since the last log line."""
 
     def __init__(self, memory: KvMemory, log_interval: int) -> None:
         self._memory = memory
@@ -75,7 +75,7 @@ class StepStats:
         )
 
     def _throughput(self, now: float) -> float:
-        """Recent tokens a second: since the last log line, or if that is no time at all, before it."""
+        """Recent tokens a second: since the last log line, or up to that line if it was written just now."""
         seconds = max(now - self._since, 1e-9)
         return self._num_generated / seconds if seconds > RECENT_SECONDS or not self._gen_throughput else self._gen_throughput
 

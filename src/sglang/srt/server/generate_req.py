@@ -107,7 +107,7 @@ class GenerateOut(msgspec.Struct, eq=False):
     """of the ids, at the end, that are not part of `text`: TokenOut.hold_bytes, or at the end `trim_bytes`"""
 
     def as_token_out(self) -> TokenOut:
-        """What the scheduler would have said, had it said all of this at once."""
+        """This output as one TokenOut, as if the scheduler had sent it at once."""
         hold, trim = (0, self.unsaid_bytes) if self.finish is not None else (self.unsaid_bytes, 0)
         return TokenOut(
             rid=str(self.index),

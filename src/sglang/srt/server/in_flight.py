@@ -134,7 +134,7 @@ class InFlight:
     # --- ends ---------------------------------------------------------------------------------------------------------------
 
     def replace(self, key: str) -> None:
-        """Drops the call with this key, if there is one: the same request comes again, and nobody hears that one any more."""
+        """Drops the call with this key, if there is one: the same request comes again, and nobody waits for the earlier one any more."""
         call = self._calls.get(key)
         if call is not None:
             call.cancel()

@@ -16,11 +16,11 @@ from sglang.srt.errors import ContextLengthError, RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import LogprobOptions, TokenizedReq, pack_ids
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
-from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.http.request_scope import RequestScope, current_scope
 from sglang.srt.server.limits.parameter_room import check_parameters
 from sglang.srt.server.multimodal.inputs import MediaTask
+from sglang.srt.server.side_threads import run_in_thread
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -105,7 +105,7 @@ class RequestMaker:
             prompts = [pack_ids(before) + pack_ids(prompt) for prompt in prompts]
         media = await self._take_media(req, prompts) if req.media is not None else {}
         if sum(map(len, prompts)) + MANY_IDS // MANY_PROMPTS * len(prompts) > MANY_IDS:
-            return await run_aside(self._expand, req, prompts, media)
+            return await run_in_thread(self._expand, req, prompts, media)
         return self._expand(req, prompts, media)
 
     def _check_count(self, req: GenerateReq) -> None:
@@ -135,7 +135,7 @@ class RequestMaker:
         tokenizer = self.need_tokenizer()
         texts = [self.check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) + TEXT_COST * len(texts) > LONG_TEXT:
-            return await run_aside(self.encode, texts, special)
+            return await run_in_thread(self.encode, texts, special)
         return [tokenizer.encode(text, special) for text in texts]
 
     def encode(self, texts: Iterable[str], special: bool = True) -> list[Sequence[int]]:
@@ -222,11 +222,7 @@ class RequestMaker:
         budget = self._logprob_budget(samplings) if req.logprobs is not None else None
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
-        has_name = self.http.cache_per_key and (
-            scope.key or req.cache_salt
-        )  # no salt of a client's reaches another's namespace
-        salt = f"{scope.key}/{req.cache_salt or ''}" if has_name else req.cache_salt
-        may_overtake = scope.is_operator or self.http.allow_priority
+        common = self._common_fields(req, scope)
         requests: list[TokenizedReq] = []
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
             seen = media.get(i)
@@ -241,36 +237,48 @@ class RequestMaker:
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             packed = pack_ids(ids)
             for name, choice in samples_of(rid, fitted):
-                if choice.seed is None and not choice.is_greedy:  # fixed here, for whichever scheduler generates it
-                    choice = msgspec.structs.replace(
-                        choice, seed=scope.journal.seed() if scope.journal is not None else self._seeds.getrandbits(63)
-                    )
                 requests.append(
                     TokenizedReq(
                         rid=name,
                         input_ids=packed,
-                        sampling=choice,
+                        sampling=self._seeded(choice, scope),
                         logprobs=options,
-                        origins=req.origins,
-                        stream=req.stream,
                         group=rid if sampling.n > 1 else rids[0] if req.begins_alike else None,
-                        cache_salt=salt,
-                        priority=BACKGROUND if scope.is_background else req.priority if may_overtake else 0,
-                        own_priority=0 if may_overtake else req.priority,
-                        grammar_after=req.grammar_after,
-                        grammar_lead=req.grammar_lead,
                         media=items,
                         rope_positions=seen.rope_positions if seen is not None else b"",
                         rope_delta=seen.rope_delta if seen is not None else 0,
                         healed=healed,
-                        client=scope.client,
-                        received_at=scope.arrived_at,
                         adapter=uids[i],
+                        **common,
                     )
                 )
                 if items:
                     items = tuple(map(without_pixels, items))  # those of one prompt follow each other
         return requests
+
+    def _common_fields(self, req: GenerateReq, scope: RequestScope) -> dict[str, Any]:
+        """The fields that are the same in all TokenizedReqs of a call."""
+        # With a namespace for each key, no salt of a client leads into that of another.
+        has_namespace = self.http.cache_per_key and (scope.key or req.cache_salt)
+        may_overtake = scope.is_operator or self.http.allow_priority
+        return {
+            "origins": req.origins,
+            "stream": req.stream,
+            "cache_salt": f"{scope.key}/{req.cache_salt or ''}" if has_namespace else req.cache_salt,
+            "priority": BACKGROUND if scope.is_background else req.priority if may_overtake else 0,
+            "own_priority": 0 if may_overtake else req.priority,
+            "grammar_after": req.grammar_after,
+            "grammar_lead": req.grammar_lead,
+            "client": scope.client,
+            "received_at": scope.arrived_at,
+        }
+
+    def _seeded(self, choice: SamplingParams, scope: RequestScope) -> SamplingParams:
+        """With a seed, if tokens are sampled: it is fixed here, for whichever scheduler generates them."""
+        if choice.seed is not None or choice.is_greedy:
+            return choice
+        seed = scope.journal.seed() if scope.journal is not None else self._seeds.getrandbits(63)
+        return msgspec.structs.replace(choice, seed=seed)
 
     def _logprob_budget(self, samplings: list[SamplingParams]) -> LogprobBudget:
         return LogprobBudget(self.http.max_logprob_values, sum(s.n for s in samplings))

@@ -46,7 +46,6 @@ from sglang.srt.messages import (
 )
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.adapters import Adapters
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.control_calls import ControlCalls
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
@@ -57,6 +56,7 @@ from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.in_flight import AT_ONCE, InFlight
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.sessions import Place, Sessions, Turn
+from sglang.srt.server.side_threads import run_in_thread
 from sglang.srt.server.telemetry.call_records import CallRecords
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -356,7 +356,7 @@ class TokenizerManager:
         if self.media is not None:
             await self.media.flush()
         reply = await self._controls.ask(FlushCacheReq)
-        await run_aside(release_freed_memory)
+        await run_in_thread(release_freed_memory)
         return reply
 
     async def pause(self, pause: bool) -> ControlReply:

@@ -38,7 +38,7 @@ def lpm(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Req]:
 
 
 def dfs_weight(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Req]:
-    """The tree depth first, the subtree with most waiting requests first: near relatives run together."""
+    """The tree depth first, the subtree with most waiting requests first: requests with common prefixes run together."""
     if len(reqs) > MATCH_LIMIT:
         return reqs
     paths: dict[str, list[TreeNode]] = {}

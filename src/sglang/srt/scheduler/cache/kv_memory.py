@@ -456,7 +456,7 @@ class KvMemory:
     def _try_alloc(self, num_runs: int, offset: int) -> Int32Array | None:
         if num_runs > self.allocator.num_free_runs:
             if num_runs * self.run > self.num_available:
-                return None  # even an empty cache would not do
+                return None  # even an empty cache would not be enough
             while (short := num_runs - self.allocator.num_free_runs) > 0:
                 if not self.tree.evict(short * self.run):
                     return None

@@ -6,7 +6,7 @@ The scheduler calls `submit` with what a request needs and `poll` to learn wheth
 
 Results, errors included, are kept by content (the most recently used ones, up to a number and to a sum of bytes), and a text
 that is being compiled is compiled once. Only what a child has compiled is compiled in this process, with the engine's own long calls at
-the lowest priority (aside.py), and only what passed the whole trial is given to requests.
+the lowest priority (low_priority.py), and only what passed the whole trial is given to requests.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.http.wire_numbers import whole_number
 from sglang.srt.server.limits.body_room import SMALL_BODY, room_of
 from sglang.srt.server.limits.json_limits import CHUNK, JsonScan, Pieces, add_piece, check_json
 from sglang.srt.server.limits.json_reader import JsonReader
+from sglang.srt.server.side_threads import run_in_thread
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK piece by piece"""
@@ -31,7 +31,7 @@ NAMES = frozenset(
         *("encoding_format", "tool_call_parser", "reasoning_parser"),
     }
 )
-"""fields that name something: they are kept, and said again in answers, so they are short"""
+"""fields that hold names: they are kept, and repeated in answers, so their length is limited"""
 
 T = TypeVar("T")
 
@@ -49,14 +49,14 @@ async def read_sized(request: Request, fields: Fields) -> tuple[dict[str, Any], 
     body = await read_body(request)
     size = sum(map(len, body))
     if size > LONG_BODY:
-        return await run_aside(parse_object, body, fields), size
+        return await run_in_thread(parse_object, body, fields), size
     return parse_object(body, fields), size
 
 
 async def read_as(request: Request, fields: Fields, make: Callable[[dict[str, Any]], T]) -> T:
     """Returns `make(values of the body)`; on another thread if the body is long. Nothing else keeps the values."""
     values, size = await read_sized(request, fields)
-    return await run_aside(make, values) if size > LONG_BODY else make(values)
+    return await run_in_thread(make, values) if size > LONG_BODY else make(values)
 
 
 async def read_body(request: Request) -> Pieces:
@@ -81,7 +81,7 @@ async def read_body(request: Request) -> Pieces:
 
 
 def _announced(request: Request) -> int | None:
-    """The body's length as its head has it."""
+    """The body's length by its Content-Length header."""
     return whole_number(request.headers.get("content-length", "").encode())
 
 
@@ -115,7 +115,7 @@ def parse_object(body: Pieces, fields: Fields) -> dict[str, Any]:
 
 
 class _OneName(Fields):
-    """All other names are as good as known."""
+    """Accepts all other names."""
 
     def check(self, names: Iterable[str]) -> None:
         pass
@@ -126,7 +126,7 @@ async def peek(body: Pieces, name: str) -> Any:
     only = _OneName(frozenset({name}))
     copy = Pieces(body)
     if sum(map(len, body)) > LONG_BODY:
-        return (await run_aside(parse_object, copy, only)).get(name)
+        return (await run_in_thread(parse_object, copy, only)).get(name)
     return parse_object(copy, only).get(name)
 
 

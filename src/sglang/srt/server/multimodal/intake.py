@@ -214,13 +214,15 @@ class MediaIntake:
 
     async def _know(self, item: MediaInput, alone: bool, allowance: Allowance, client: str) -> _Known:
         fetched = await self._sources.load(item.source, item.kind, allowance, client)
-        medium = await self._sources.aside(inspect, fetched, item.kind, self._options)
+        medium = await self._sources.run_in_thread(inspect, fetched, item.kind, self._options)
         if medium.shape is not None:
-            return await self._sources.aside(self._count, item, self._view(item, alone), medium, medium.shape, medium.shape)
+            return await self._sources.run_in_thread(
+                self._count, item, self._view(item, alone), medium, medium.shape, medium.shape
+            )
         async with self._decoder.place(0, client):
             shape = await self._decoder.measure(medium)
         at_least = replace(shape, frames=max(shape.frames - 1, 1))  # a video's length is a promise
-        return await self._sources.aside(self._count, item, self._view(item, alone), medium, shape, at_least)
+        return await self._sources.run_in_thread(self._count, item, self._view(item, alone), medium, shape, at_least)
 
     def _count(self, item: MediaInput, view: View, medium: Medium, shape: Shape, at_least: Shape) -> _Known:
         num_tokens = self._processor.num_tokens(item.kind, at_least, view)
@@ -276,7 +278,7 @@ class MediaIntake:
     async def flush(self) -> None:
         """Forgets all that was processed."""
         self._processed.clear()
-        await self._sources.aside(release_freed_memory)
+        await self._sources.run_in_thread(release_freed_memory)
 
     def _tidy_later(self, pixels: int) -> None:
         """Large images leave holes in the heap."""

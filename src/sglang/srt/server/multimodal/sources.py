@@ -67,7 +67,7 @@ class Sources:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Short work on bytes, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
@@ -85,10 +85,10 @@ class Sources:
             return await self._read_file(_file_path(source), kind, allowance)
         if "://" in source[:32]:
             raise RequestError(f"{kind} URLs may be http, https, data or file, not {shorten(name)!r}")
-        if name != "data" and await self.aside(self._names_file, source):
+        if name != "data" and await self.run_in_thread(self._names_file, source):
             return await self._read_file(source, kind, allowance)
         allowance.take(len(source) * 3 // 4, f"the {kind}")
-        return await self.aside(_data_uri if name == "data" else self._bare, source, kind)
+        return await self.run_in_thread(_data_uri if name == "data" else self._bare, source, kind)
 
     # --- files --------------------------------------------------------------------------------------------------------------
 
@@ -122,10 +122,10 @@ class Sources:
 
     async def _read_file(self, name: str, kind: str, allowance: Allowance) -> Fetched:
         label = f"the file {shorten(name)!r}"
-        file, size = await self.aside(self._open, name, kind)
+        file, size = await self.run_in_thread(self._open, name, kind)
         with file:
             allowance.take(size, label)
-            data = await self.aside(file.read, size)  # a file that grows meanwhile is cut
+            data = await self.run_in_thread(file.read, size)  # a file that grows meanwhile is cut
         return Fetched(_not_empty(data, label), label)
 
     def _open(self, name: str, kind: str) -> tuple[BinaryIO, int]:

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.errors import ConfigError, RequestError
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import Fields, as_text
 from sglang.srt.server.http.bodies import read_object
 from sglang.srt.server.http.wire import JsonResponse
@@ -20,6 +19,7 @@ from sglang.srt.server.parsers.harmony import HarmonyCalls
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.reasoning import GPT_OSS, ReasoningParser, reasoning_format
 from sglang.srt.server.parsers.tool_calls import create_free_parser
+from sglang.srt.server.side_threads import run_in_thread
 
 MAX_CHARS = 200_000
 _PARSED = schemas.text("what a model said", maxLength=MAX_CHARS)
@@ -94,7 +94,7 @@ async def _read(parser: Parser, text: str) -> Answer:
             answer.add(piece)
         return answer
 
-    return await run_aside(work) if len(text) > SHORT_CHARS else work()
+    return await run_in_thread(work) if len(text) > SHORT_CHARS else work()
 
 
 def _text(body: dict[str, Any]) -> str:

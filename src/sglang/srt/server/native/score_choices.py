@@ -15,12 +15,12 @@ from sglang.common.prefixes import first_difference
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions, Logprobs, TokenIds, pack_ids
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, as_texts, check_known, pack_row
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_repeated
 from sglang.srt.server.openapi import schemas
 from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST, RequestMaker
+from sglang.srt.server.side_threads import run_in_thread
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
@@ -88,7 +88,7 @@ async def plan_score(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
     """Tokenizes prompt and choices. Raises RequestError if a choice adds no token to the prompt, or if they are too long."""
     prompt_size = len(score.text or score.input_ids or ())
     size = len(score.choices) * (prompt_size + TEXT_COST) + sum(map(len, score.choices))
-    return await run_aside(_plan, maker, score) if size > LONG_TEXT else _plan(maker, score)
+    return await run_in_thread(_plan, maker, score) if size > LONG_TEXT else _plan(maker, score)
 
 
 def _plan(maker: RequestMaker, score: ScoreReq) -> ScorePlan:

@@ -61,7 +61,7 @@ class Answer:
             call.is_whole = piece.is_last
 
     def delta(self, piece: Piece) -> dict[str, Any] | None:
-        """A piece that was just added, as a streamed delta; None if it has nothing to say. Clients read the keys that are not
+        """A piece that was just added, as a streamed delta; None if it is empty. Clients read the keys that are not
         OpenAI's from every delta."""
         if isinstance(piece, Text):
             return {"content": piece.text, "reasoning_content": None, "tool_calls": None}
@@ -171,7 +171,7 @@ class Usage:
             self._num_cached += out.cached_len
             self._cached[prompt] = out.cached_len
         elif out.cached_len < cached:
-            # samples of a prompt find it in the cache because of the first of them; that is no saving to tell about
+            # samples of a prompt find it in the cache because of the first of them: those tokens are not reported as cached
             self._num_cached += out.cached_len - cached
             self._cached[prompt] = out.cached_len
 

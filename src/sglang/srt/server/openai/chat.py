@@ -10,7 +10,6 @@ import msgspec
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Position
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, client_names
 from sglang.srt.server.http.json_pieces import encode_json
@@ -41,6 +40,7 @@ from sglang.srt.server.parsers.reasoning import (
     starts_inside,
 )
 from sglang.srt.server.parsers.tool_calls import call_format
+from sglang.srt.server.side_threads import run_in_thread
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_TOP_LOGPROBS = 20
@@ -52,7 +52,7 @@ _NAMES = dict.fromkeys(("text", "input_ids", "image_data"), "messages") | {
     "return_logprob": "logprobs",
 }
 LONG_ANSWER = 10_000
-"""characters of answers that are taken apart on another thread"""
+"""answers with more characters are parsed on another thread"""
 T = TypeVar("T")
 
 _NO_MORE = b',"reasoning_content":null,"tool_calls":null}'
@@ -205,7 +205,7 @@ class ChatCall:
         async for out in call:
             self.count(out, usage)
             outs[out.index] = out
-        choices = await self._aside_if_long([out for out in outs if out is not None], self._choices)
+        choices = await self._in_thread_if_long([out for out in outs if out is not None], self._choices)
         return {
             "id": call.name,
             "object": "chat.completion",
@@ -218,14 +218,14 @@ class ChatCall:
     def _choices(self, outs: list[GenerateOut]) -> list[dict[str, Any]]:
         return [self._choice(out) for out in outs]
 
-    async def _aside_if_long(self, outs: list[GenerateOut], work: Callable[[list[GenerateOut]], T]) -> T:
-        """`work(outs)`; on another thread where there is much to take apart."""
+    async def _in_thread_if_long(self, outs: list[GenerateOut], work: Callable[[list[GenerateOut]], T]) -> T:
+        """`work(outs)`; on another thread where there is much to parse."""
         is_long = self.is_parsed and sum(len(out.text) for out in outs) > LONG_ANSWER
-        return await run_aside(work, outs) if is_long else work(outs)
+        return await run_in_thread(work, outs) if is_long else work(outs)
 
     async def parsed(self, out: GenerateOut) -> list[Piece]:
         """`parse`, for outputs of any length."""
-        return await self._aside_if_long([out], lambda outs: self.parse(outs[0]))
+        return await self._in_thread_if_long([out], lambda outs: self.parse(outs[0]))
 
     def _choice(self, out: GenerateOut) -> dict[str, Any]:
         assert out.finish is not None

@@ -92,7 +92,7 @@ _OTHERS: dict[str, Refusal] = {
     "echo": Refusal("/v1/completions repeats its prompt", (False,)),
     "extra_body": Refusal("its members belong into the body itself", ({},)),
 }
-"""what other servers have, and no API of ours"""
+"""fields of other servers that none of our APIs has"""
 REFUSED |= _OTHERS
 
 
@@ -310,7 +310,8 @@ _SCHEMA_KINDS: dict[str, type | tuple[type, ...]] = {
 _LISTS = ("stop", "stop_regex", "stop_token_ids")
 _SAME = {*SamplingParams.__struct_fields__} & {*CommonRequest.model_fields} - {*_LISTS, "logit_bias"}
 """Parameters that have the same name and type in both APIs."""
-PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+PENALTY_FIELDS = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+"""those of the sampling parameters that `left_open` treats apart: a model's own hold for free text that is sampled"""
 
 
 def left_open(request: CommonRequest, defaults: dict[str, Any], penalties: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.adapters import ANY_MODEL
 from sglang.srt.server.anthropic.messages import MessagesCall
 from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text
 from sglang.srt.server.generate_req import GenerateReq, client_names
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
@@ -38,7 +37,7 @@ from sglang.srt.server.openai.prompts import ChatOptions, chat_options, render_c
 from sglang.srt.server.openai.protocol import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
-    PENALTIES,
+    PENALTY_FIELDS,
     ChatRequest,
     CompletionRequest,
     left_open,
@@ -55,6 +54,7 @@ from sglang.srt.server.openapi.operation import ANTHROPIC, OPENAI, documented
 from sglang.srt.server.openapi.schemas import free
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format
+from sglang.srt.server.side_threads import run_in_thread
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 _CHAT = {"model": "default", "messages": [{"role": "user", "content": "Name the capital of France."}], "max_tokens": 16}
@@ -80,7 +80,7 @@ class OpenAIApi:
             for name in params.__struct_fields__
             if name != "max_new_tokens" and getattr(params, name) != getattr(plain, name)
         }
-        models_own = (self._defaults.keys() & set(PENALTIES)) - options.preferred_sampling_params.keys()
+        models_own = (self._defaults.keys() & set(PENALTY_FIELDS)) - options.preferred_sampling_params.keys()
         self._penalties = {name: self._defaults.pop(name) for name in models_own}
         self._tool_parser = options.tool_call_parser
         if self._tool_parser is not None:
@@ -195,7 +195,7 @@ class OpenAIApi:
 
         # rendering and tokenizing a long conversation here would delay all other requests
         size += sum(found.history_size for found in (*chain, *referred.values()))
-        return await run_aside(make) if size > LONG_BODY else make()
+        return await run_in_thread(make) if size > LONG_BODY else make()
 
     async def _stored(self, request: Request) -> StoredResponse:
         """Raises NoSuchResponseError."""

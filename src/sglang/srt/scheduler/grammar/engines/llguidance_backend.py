@@ -21,11 +21,11 @@ from llguidance.gbnf_to_lark import any_to_lark
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
 from sglang.srt.json_style import JsonStyle, split_style
-from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
 from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.engines.keyword_arguments import Prepare, keyword_grammar
 from sglang.srt.scheduler.grammar.engines.lark_schemas import prepare_lark
+from sglang.srt.scheduler.grammar.low_priority import LowPriorityThreads
 from sglang.srt.scheduler.grammar.regex.syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.schema.bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema, prepare_value
@@ -40,7 +40,7 @@ from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
 """Beyond this length the beginning of a forced text is sampled token by token: tokenizing it would delay other requests."""
-NUM_ASIDE = 2
+NUM_LOW_PRIORITY = 2
 FEW_CORES = 2
 """With so few cores, masks are filled one after the other: more threads cost as much as they save."""
 MEANINGS = {
@@ -162,7 +162,7 @@ class LLGuidanceBackend:
         self._tokenizer: Any = None
         self._executor: Any = None
         self._threads = threads
-        self._aside = Aside(NUM_ASIDE if threads else 0)
+        self._low_priority = LowPriorityThreads(NUM_LOW_PRIORITY if threads else 0)
         self.num_words = (vocabulary.size + 31) // 32
         # Kept small: a step of one request must not stall the others, and compiling must come to an end by itself.
         self._limits = llguidance.LLParserLimits(
@@ -225,7 +225,7 @@ class LLGuidanceBackend:
     def _build(self, kind: str, grammar: str, prefix: str) -> LLGuidanceState:
         if prefix:
             grammar = _after(prefix, grammar)
-        matcher = self._aside.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
+        matcher = self._low_priority.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
         state = LLGuidanceState(matcher, self.num_words)
@@ -235,7 +235,7 @@ class LLGuidanceBackend:
     def _begin(self, state: LLGuidanceState, kind: str) -> None:
         """Builds what the first token needs, on a side thread, once for all copies. The mask comes first: it lets go of the
         interpreter's lock, and what it finds out makes the rest short."""
-        self._aside.run(state.fill_mask, np.zeros(self.num_words, dtype=np.uint32))
+        self._low_priority.run(state.fill_mask, np.zeros(self.num_words, dtype=np.uint32))
         state.forced_tokens()
         if state.error is not None:
             raise GrammarError(f"{kind}: too complex: {state.error}", kind)

@@ -20,9 +20,9 @@ import xgrammar
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
 from sglang.srt.json_style import JsonStyle, split_style
-from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.encoder import Encoder
 from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.low_priority import LowPriorityThreads
 from sglang.srt.scheduler.grammar.regex.ebnf import to_ebnf, to_plain_regex
 from sglang.srt.scheduler.grammar.schema.bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS
@@ -165,7 +165,7 @@ class XGrammarBackend:
         self._lock = threading.Lock()
         self._compiler: Any = None
         self._batch: Any = None
-        self._aside = Aside(1 if threads else 0)
+        self._low_priority = LowPriorityThreads(1 if threads else 0)
         self._encoder: Encoder | None = None
         self.num_words = (vocabulary.size + 31) // 32
         self.not_eos: UInt32Array = np.full(self.num_words, 0xFFFFFFFF, dtype=np.uint32)
@@ -223,7 +223,9 @@ class XGrammarBackend:
             compiled = self._compile(kind, text, style, loose)
             if prefix:
                 said = xgrammar.Grammar.from_ebnf(to_ebnf(re.escape(prefix)))
-                compiled = self._aside.run(self._compiler.compile_grammar, xgrammar.Grammar.concat(said, compiled.grammar))
+                compiled = self._low_priority.run(
+                    self._compiler.compile_grammar, xgrammar.Grammar.concat(said, compiled.grammar)
+                )
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(f"{kind}: {_message(error)}", kind) from error
         return XGrammarState(xgrammar.GrammarMatcher(compiled), self, tuple(loose.dropped) if loose is not None else ())
@@ -243,22 +245,22 @@ class XGrammarBackend:
 
     def _compile(self, kind: str, text: str, style: JsonStyle, loose: Loose | None) -> Any:
         if kind == "regex":
-            return self._aside.run(self._compiler.compile_grammar, to_ebnf(text))
+            return self._low_priority.run(self._compiler.compile_grammar, to_ebnf(text))
         if kind == "json_schema":
             schema = self._prepared(text, loose)
             layout = _layout(schema, self._whitespace if style.whitespace is None else style.whitespace)
             if schema == {}:
                 schema = {"anyOf": [{"type": t} for t in ("object", "array", *sorted(SCALAR_TYPES))]}
-            return self._aside.run(
+            return self._low_priority.run(
                 self._compiler.compile_json_schema,
                 json.dumps(schema),
                 strict_mode=False,
                 **layout,
             )
         if kind == "ebnf":
-            return self._aside.run(self._compiler.compile_grammar, text)
+            return self._low_priority.run(self._compiler.compile_grammar, text)
         if kind == "structural_tag":
-            return self._aside.run(self._compiler.compile_structural_tag, _structural_tag(text, self._prepared))
+            return self._low_priority.run(self._compiler.compile_structural_tag, _structural_tag(text, self._prepared))
         raise GrammarError(f"constraints of the kind {kind} are not supported by xgrammar", kind)
 
     def _prepared(self, text: str, loose: Loose | None = None) -> Node:

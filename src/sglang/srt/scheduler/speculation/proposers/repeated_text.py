@@ -66,7 +66,7 @@ class Streak:
 
 
 class PromptLookup:
-    """The ids of one request, and where among them what comes next may stand."""
+    """Proposes the tokens that followed the latest earlier occurrence of a request's last tokens, in its own ids."""
 
     forced_share = 0.0
 
@@ -135,8 +135,8 @@ class PromptLookup:
 
 
 class NgramTable:
-    """A table of fixed size: an n-gram has one place, by its hash, and drives out what was there. A part of the hash beside it tells
-    n-grams of one place apart; should two be taken for each other, a draft is wrong."""
+    """A table of fixed size: an n-gram has one place, by its hash, and replaces what was there. Another part of the hash, stored beside
+    it, tells n-grams of one place apart; should two be confused, a draft is wrong."""
 
     def __init__(self) -> None:
         self._checks = array("i", bytes(4 * NUM_PLACES))

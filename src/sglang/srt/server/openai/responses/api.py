@@ -12,7 +12,6 @@ import msgspec
 
 from sglang.srt.errors import OverloadError, RequestError, SglangError
 from sglang.srt.messages import FinishReason
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, in_client_words
 from sglang.srt.server.http.json_pieces import JsonArray, encode_json, encoded_within, json_pieces
@@ -29,6 +28,7 @@ from sglang.srt.server.openai.responses.response_tools import ResponseTools, rea
 from sglang.srt.server.openai.responses.store import MAX_OWN_BYTES
 from sglang.srt.server.openai.responses.text_logprobs import Entry, TextLogprobs
 from sglang.srt.server.openai.responses.truncation import longest_fitting
+from sglang.srt.server.side_threads import run_in_thread
 
 MANY_POSITIONS = 200
 """whose log probabilities are written on another thread"""
@@ -132,7 +132,7 @@ class ResponsesCall:
             return
         text = event.text if is_added else event.block.text
         if self._logprobs.num_waiting > MANY_POSITIONS:
-            await run_aside(self._take_logprobs, event.block, text)
+            await run_in_thread(self._take_logprobs, event.block, text)
         else:
             self._take_logprobs(event.block, text)
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.http.json_pieces import Encoded, cut, json_pieces
 from sglang.srt.server.openai.responses.store import StoredResponse, read_json
+from sglang.srt.server.side_threads import run_in_thread
 
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 _LONG = 16 << 10
@@ -39,7 +39,7 @@ def first_event(query: Mapping[str, str]) -> int | None:
 async def replay(stored: StoredResponse, first: int) -> AsyncIterator[bytes]:
     """Its events from number `first` on. Large ones come in pieces."""
     data = stored.response
-    response = await run_aside(read_json, data) if len(data) > _LONG else read_json(data)
+    response = await run_in_thread(read_json, data) if len(data) > _LONG else read_json(data)
     for number, (kind, fields) in enumerate(_events(response, Encoded(cut(data)))):
         if number >= first:
             body = {"type": kind, "sequence_number": number, **fields}

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from sglang.srt.server.aside import NUM_THREADS, run_aside
 from sglang.srt.server.http.request_scope import RequestScope, enter_scope
+from sglang.srt.server.side_threads import NUM_THREADS, run_in_thread
 
 
 async def as_client(key: str, event: threading.Event, began: list[str]) -> str:
@@ -20,7 +20,7 @@ async def as_client(key: str, event: threading.Event, began: list[str]) -> str:
         assert event.wait(60)
         return key
 
-    return await run_aside(work)
+    return await run_in_thread(work)
 
 
 async def until(what: list[str], length: int) -> None:
@@ -62,4 +62,4 @@ async def test_errors_reach_whoever_waits() -> None:
 
     for _ in range(2 * NUM_THREADS):
         with pytest.raises(ValueError):
-            await run_aside(work)
+            await run_in_thread(work)

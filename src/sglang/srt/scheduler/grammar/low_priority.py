@@ -22,14 +22,14 @@ Reply = queue.SimpleQueue[Any]
 Calls = queue.SimpleQueue["tuple[Callable[[], Any], Reply] | None"]
 
 
-class Aside:
-    """Owner of the threads, which end with it. With none, calls are made where they are asked for."""
+class LowPriorityThreads:
+    """Owns the threads, which end with it. Without threads, `run` calls the function itself."""
 
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
         self._calls: Calls = queue.SimpleQueue()
         for i in range(num_threads):
-            threading.Thread(target=_work, args=(self._calls,), name=f"grammar-aside-{i}", daemon=True).start()
+            threading.Thread(target=_work, args=(self._calls,), name=f"grammar-low-{i}", daemon=True).start()
         weakref.finalize(self, _end, self._calls, num_threads)
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:

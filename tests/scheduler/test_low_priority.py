@@ -8,18 +8,18 @@ import threading
 
 import pytest
 
-from sglang.srt.scheduler.grammar.aside import LOWEST_PRIORITY, Aside
+from sglang.srt.scheduler.grammar.low_priority import LOWEST_PRIORITY, LowPriorityThreads
 
 
 def test_results_and_errors_come_back() -> None:
-    aside = Aside(2)
-    assert aside.run(divmod, 7, 2) == (3, 1)
-    assert aside.run(int, "12", base=16) == 18
+    threads = LowPriorityThreads(2)
+    assert threads.run(divmod, 7, 2) == (3, 1)
+    assert threads.run(int, "12", base=16) == 18
     with pytest.raises(ZeroDivisionError):
-        aside.run(divmod, 1, 0)
+        threads.run(divmod, 1, 0)
     with pytest.raises(SystemExit):
-        aside.run(sys.exit, 3)
-    assert aside.run(len, "abc") == 3, "the threads live on"
+        threads.run(sys.exit, 3)
+    assert threads.run(len, "abc") == 3, "the threads live on"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads")
@@ -28,16 +28,16 @@ def test_only_these_threads_step_back() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = priority()
-    assert Aside(1).run(priority) == LOWEST_PRIORITY
+    assert LowPriorityThreads(1).run(priority) == LOWEST_PRIORITY
     assert priority() == before
 
 
 def test_the_threads_end_with_their_owner() -> None:
     before = set(threading.enumerate())
-    aside = Aside(2)
-    threads = set(threading.enumerate()) - before
-    assert len(threads) == 2 and aside.run(len, "abc") == 3
-    del aside
-    for thread in threads:
+    threads = LowPriorityThreads(2)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2 and threads.run(len, "abc") == 3
+    del threads
+    for thread in started:
         thread.join(60)
         assert not thread.is_alive()

@@ -1,6 +1,6 @@
-"""Runs long work off the event loop: rendering and tokenizing long texts.
+"""Runs long work on a few threads beside the event loop: rendering and tokenizing long texts.
 
-It has a few threads: they share the interpreter and the cores, so more of them would not be faster, but would hold more long texts in
+The threads share the interpreter and the cores, so more of them would not be faster, but would hold more long texts in
 memory at once. Clients share them fairly: a client with much work leaves a thread for the others, and cancelled work is not begun.
 """
 
@@ -27,8 +27,8 @@ _shares: WeakKeyDictionary[asyncio.AbstractEventLoop, Shares] = WeakKeyDictionar
 _under_way: set[object] = set()
 
 
-async def run_aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`work(*args)`, done on another thread, in this context."""
+async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Returns `work(*args, **kwargs)`, computed on one of the threads, with the context variables of the caller."""
     context, loop = copy_context(), asyncio.get_running_loop()
 
     def run() -> T:
@@ -57,5 +57,5 @@ def _release(loop: asyncio.AbstractEventLoop, shares: Shares, owner: str) -> Non
 
 
 def is_busy() -> bool:
-    """Whether some of it is under way. It cannot be interrupted, and the interpreter waits for it before it ends."""
+    """Whether some work is running. It cannot be interrupted, and the interpreter waits for it before it exits."""
     return bool(_under_way)
