@@ -44,6 +44,7 @@ QWEN2 = {name: size for name, size in QWEN.items() if name not in ("out_hidden_s
 PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, "patch_size": 7}
 ALL_CASES = {
     **CASES,
+    "pixtral": replace(CASES["pixtral"], settings=CASES["mistral3"].settings),
     "gemma4, large": replace(
         CASES["gemma4"],
         make=lambda: gemma4(
@@ -100,11 +101,22 @@ def more_gemma4(w: Any, config: Any) -> None:
     w.add_uint32("clip.vision.image_max_pixels", 140 * 12**2)
 
 
+def more_pixtral(w: Any, config: Any) -> None:
+    (w.add_vision_use_silu if config.hidden_act == "silu" else w.add_vision_use_gelu)(True)
+
+
+def more_mistral3(w: Any, config: Any) -> None:
+    more_pixtral(w, config)
+    w.add_vision_spatial_merge_size(2)
+
+
 GEMMA_TOKENS = ("<image_soft_token>", "?", "<start_of_image>", "<end_of_image>")
 PAIRS = {
     "gemma3": Pair("gemma3", "gemma3", GEMMA_TOKENS, more_gemma3, "model.vision_tower."),
     "gemma4": Pair("gemma4", "gemma4v", ("<|image|>", "?", "<|image>", "<image|>"), more_gemma4, "model.vision_tower."),
     "gemma4, large": Pair("gemma4", "gemma4v", ("<|image|>", "?", "<|image>", "<image|>"), more_gemma4, "model.vision_tower."),
+    "pixtral": Pair("llama", "pixtral", ("[IMG]",), more_pixtral, "vision_tower."),
+    "mistral3": Pair("mistral3", "pixtral", ("[IMG]",), more_mistral3, "vision_tower."),
     "idefics3": Pair("llama", "idefics3", ("<image>",), more_idefics3, "model.vision_model."),
     "qwen2_vl": Pair("qwen2vl", "qwen2vl_merger", QWEN_TOKENS, more_qwen, "model.visual."),
     "qwen2_5_vl": Pair("qwen2vl", "qwen2.5vl_merger", QWEN_TOKENS, more_qwen2_5, "model.visual."),
@@ -206,6 +218,9 @@ def vision_tensors(pair: Pair, model: Any, form: type) -> dict[str, Any]:
                 bare.replace("vision_model.", "model.vision_model."),
             )
             stored = next(n for each in options if (n := names.get_name(each, try_suffixes=(".weight", ".bias"))))
+        if re.search(r"transformer\.layers\.\d+\.attention\.[qk]_proj", bare):  # Pixtral's, for interleaved rotation
+            heads = model.config.vision_config.num_attention_heads
+            value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
         if "soft_emb_norm" in stored:
             value = value + 1
         if "attn_qkv" in stored and pair.kind != "qwen3vl_merger":
@@ -231,7 +246,7 @@ def save_projector(path: Path, pair: Pair, model: Any, form: type = np.float32, 
     writer.add_vision_patch_size(config.patch_size)
     writer.add_vision_image_size(getattr(config, "image_size", 560))
     writer.add_vision_attention_layernorm_eps(getattr(config, "layer_norm_eps", 1e-6))
-    clip = pair.kind.startswith("qwen")
+    clip = pair.kind.startswith(("qwen", "pixtral"))
     writer.add_vision_image_mean([0.48145466, 0.4578275, 0.40821073] if clip else [0.5] * 3)
     writer.add_vision_image_std([0.26862954, 0.26130258, 0.27577711] if clip else [0.5] * 3)
     pair.more(writer, config)
@@ -319,7 +334,7 @@ def test_what_does_not_fit_is_refused(both: tuple[Family, Pair], tmp_path: Path)
             open_folder(find_files(options), SimpleNamespace())  # type: ignore[arg-type]
             open_worker(text, ReferenceOps(), mmproj=str(path))
 
-    refused("are not supported; known", kind="pixtral")
+    refused("are not supported; known", kind="llama4")
     refused("v.blk.0.ls1.weight", lambda tensors: tensors | {"v.blk.0.ls1.weight": np.zeros(3, np.float32)})
     last = (
         "mm.input_projection.weight"

@@ -5,6 +5,7 @@ folder's config.json and preprocessor_config.json, which `weights/vision/` and t
     gemma3                     Gemma 3                     gemma3
     gemma4v                    Gemma 4                     gemma4
     idefics3                   SmolVLM, Idefics3           llama
+    pixtral                    Pixtral, Mistral 3          llama, mistral3
     qwen2vl_merger             Qwen2-VL                    qwen2vl
     qwen2.5vl_merger           Qwen2.5-VL                  qwen2vl
     qwen3vl_merger             Qwen3-VL                    qwen3vl
@@ -56,11 +57,11 @@ class Projector:
             raise ModelError(f"{file.path}: images of the kind {shown(kind)} are not supported; known: {', '.join(KINDS)}")
         self.kind, arch = kind, text.metadata.get("general.architecture")
         wanted, self._read = KINDS[kind]
-        if arch != wanted:
+        if not isinstance(arch, str) or arch not in wanted:
             raise ModelError(
-                f"{file.path} is the encoder of a model of type {wanted}, and {text.path} is of type {shown(arch)}"
+                f"{file.path} is the encoder of a model of type {' or '.join(wanted)}, and {text.path} is of type {shown(arch)}"
             )
-        self.arch = wanted
+        self.arch = arch
         self.width, self.out = self.size("embedding_length"), self._rows(OUT[kind])
         hidden = text.metadata.get(f"{arch}.embedding_length")
         if self.out != hidden:
@@ -127,6 +128,7 @@ OUT = {
     "gemma3": ("mm.input_projection.weight", 1),
     "gemma4v": ("mm.input_projection.weight", 0),
     "idefics3": ("mm.model.fc.weight", 0),
+    "pixtral": ("mm.2.weight", 0),
     "qwen2vl_merger": ("mm.2.weight", 0),
     "qwen2.5vl_merger": ("mm.2.weight", 0),
     "qwen3vl_merger": ("mm.2.weight", 0),
@@ -206,6 +208,36 @@ def _idefics3(p: Projector) -> SeeingModel:
     return SeeingModel(config, {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}, **p.normal})
 
 
+def _pixtral(p: Projector) -> SeeingModel:
+    """Mistral 3, where squares of patches are merged."""
+    side, patch, heads, meta = p.size("image_size"), p.size("patch_size"), p.size("attention.head_count"), p.file.metadata
+    merged = "mm.patch_merger.weight" in p.file.tensors
+    vision = {
+        "model_type": "pixtral",
+        "num_hidden_layers": p.size("block_count"),
+        "hidden_size": p.width,
+        "num_attention_heads": heads,
+        "head_dim": p.width // heads,
+        "intermediate_size": p.inner,
+        "patch_size": patch,
+        "image_size": side,
+        "hidden_act": "silu" if meta.get("clip.use_silu") is True else "gelu",
+    }
+    frame = _frame(p, f"{'Mistral3' if merged else 'Llava'}ForConditionalGeneration", "mistral3" if merged else "llava", vision)
+    eps = p.text.metadata.get(f"{p.arch}.attention.layer_norm_rms_epsilon")
+    if isinstance(eps, float):
+        frame["text_config"]["rms_norm_eps"] = _rounded([eps])[0]  # type: ignore[index]
+    config = {
+        **frame,
+        "image_token_id": p.token("[IMG]"),
+        "spatial_merge_size": p.size("spatial_merge_size", 2),
+        "multimodal_projector_bias": "mm.1.bias" in p.file.tensors,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    }
+    return SeeingModel(config, {"size": {"longest_edge": side}, "patch_size": {"height": patch, "width": patch}, **p.normal})
+
+
 def _qwen(p: Projector, class_name: str, model_type: str, vision: dict[str, Any], pixels: tuple[int, int]) -> SeeingModel:
     merge = p.size("spatial_merge_size", 2)
     shared = {
@@ -266,13 +298,14 @@ def _frame(p: Projector, class_name: str, model_type: str, vision: dict[str, Any
     return {"architectures": [class_name], "model_type": model_type, "vision_config": vision, "text_config": text}
 
 
-KINDS: Mapping[str, tuple[str, Callable[[Projector], SeeingModel]]] = {
-    "gemma3": ("gemma3", _gemma3),
-    "gemma4v": ("gemma4", _gemma4),
-    "idefics3": ("llama", _idefics3),
-    "qwen2vl_merger": ("qwen2vl", _qwen2_vl),
-    "qwen2.5vl_merger": ("qwen2vl", _qwen2_5_vl),
-    "qwen3vl_merger": ("qwen3vl", _qwen3_vl),
+KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Projector], SeeingModel]]] = {
+    "gemma3": (("gemma3",), _gemma3),
+    "gemma4v": (("gemma4",), _gemma4),
+    "idefics3": (("llama",), _idefics3),
+    "pixtral": (("llama", "mistral3"), _pixtral),
+    "qwen2vl_merger": (("qwen2vl",), _qwen2_vl),
+    "qwen2.5vl_merger": (("qwen2vl",), _qwen2_5_vl),
+    "qwen3vl_merger": (("qwen3vl",), _qwen3_vl),
 }
 """clip.projector_type -> (general.architecture of its decoder, who reads it)"""
 

@@ -73,9 +73,25 @@ _GEMMA4_ENDS = {
     "v.std_scale": "vision_tower.std_scale",
     "mm.input_projection": "embed_vision.embedding_projection",
 }
+_PIXTRAL_LAYER = {
+    "ln1": "attention_norm",
+    "ln2": "ffn_norm",
+    **{f"attn_{part}": f"attention.{part}_proj" for part in "qkv"},
+    "attn_out": "attention.o_proj",
+    **{f"ffn_{part}": f"feed_forward.{part}_proj" for part in ("gate", "up", "down")},
+}
+_PIXTRAL_ENDS = {
+    "v.patch_embd": "vision_tower.patch_conv",
+    "v.pre_ln": "vision_tower.ln_pre",
+    "mm.1": "multi_modal_projector.linear_1",
+    "mm.2": "multi_modal_projector.linear_2",
+    "mm.input_norm": "multi_modal_projector.norm",
+    "mm.patch_merger": "multi_modal_projector.patch_merger.merging_layer",
+}
 _NAMES: Mapping[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "gemma3": _siglip("vision_tower", _GEMMA3_ENDS),
     "gemma4v": ("vision_tower.encoder.layers", _GEMMA4_LAYER, _GEMMA4_ENDS),
+    "pixtral": ("vision_tower.transformer.layers", _PIXTRAL_LAYER, _PIXTRAL_ENDS),
     "idefics3": _siglip("vision_model", {"mm.model.fc": "connector.modality_projection.proj"}),
     "qwen2vl_merger": _qwen(_PLAIN, "ln_q", "mlp.0", "mlp.2"),
     "qwen2.5vl_merger": _qwen(_GATED, "ln_q", "mlp.0", "mlp.2"),
@@ -84,6 +100,10 @@ _NAMES: Mapping[str, tuple[str, dict[str, str], dict[str, str]]] = {
 """kind -> (our list of layers, stems of a layer's tensors, stems or whole names of those of no layer)"""
 _BY_PIXEL = "vision_tower.patch_embedder.input_proj.weight"
 """whose columns go pixel by pixel with us; files have a convolution"""
+_INTERLEAVED = re.compile(r"vision_tower\.transformer\.layers\.\d+\.attention\.[qk]_proj\.weight")
+"""whose rows go pair by pair in files, and half a head apart with us (Pixtral)"""
+_LEFT_OUT = ("v.token_embd.img_break",)
+"""what the decoder's file has too"""
 _SECOND_FRAME = "v.patch_embd.weight.1"
 
 
@@ -94,6 +114,7 @@ class ProjectorSource:
         self.path = text.path
         self._text, self._file = text, file
         self._parts: dict[str, list[str]] = {}
+        self._head_dim = projector.width // projector.size("attention.head_count")
         layers, stems, ends = _NAMES[projector.kind]
         if projector.is_swapped:
             stems = {**stems, "ffn_up": stems["ffn_down"], "ffn_down": stems["ffn_up"]}
@@ -102,7 +123,7 @@ class ProjectorSource:
             name = _our_name(stored, layers, stems, ends, deep)
             if name is not None:
                 self._parts.setdefault(name, []).append(stored)
-            elif stored.startswith(("v.", "mm.")) and not stored.startswith("mm.a."):
+            elif stored.startswith(("v.", "mm.")) and not stored.startswith(("mm.a.", *_LEFT_OUT)):
                 raise ModelError(f"{projector.file.path}: the tensor {stored!r} is not known to be part of such an encoder")
 
     @property
@@ -141,7 +162,14 @@ class ProjectorSource:
             data = np.ascontiguousarray(data.transpose(0, 2, 3, 1))
         if len(parts) == 1 and parts[0].is_dense:
             data = data.reshape(self.shape(name))
-        return replace(parts[0], name=name, shape=self.shape(name), data=data)
+        found = replace(parts[0], name=name, shape=self.shape(name), data=data)
+        return self._half_split(found) if _INTERLEAVED.fullmatch(name) else found
+
+    def _half_split(self, tensor: HostTensor) -> HostTensor:
+        rows, dim = tensor.shape[0], self._head_dim
+        if rows % dim or dim % 2:
+            raise ModelError(f"{self.where(tensor.name)}: {tensor.name} has {rows} rows, which are no heads of {dim}")
+        return tensor.take_rows(np.arange(rows).reshape(-1, dim // 2, 2).swapaxes(1, 2).ravel())
 
     def read_index(self, name: str, index: int) -> HostTensor:
         return index_of(self.read(name), index) if name in self._parts else self._text.read_index(name, index)
