@@ -35,7 +35,7 @@ from tests.model.test_vision_pictures import (
 )
 from tests.model.tiny import open_worker
 from tests.model.vision import IMAGE
-from tests.model.vision_families import QWEN, gemma4, qwen
+from tests.model.vision_families import QWEN, gemma4, internvl, qwen
 
 gguf = pytest.importorskip("gguf")
 
@@ -45,6 +45,9 @@ PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, "patch_si
 ALL_CASES = {
     **CASES,
     "pixtral": replace(CASES["pixtral"], settings=CASES["mistral3"].settings),
+    "internvl, InternViT": replace(
+        CASES["internvl"], make=lambda: internvl(norm_type="rms_norm", use_qk_norm=True, attention_bias=True)
+    ),
     "gemma4, large": replace(
         CASES["gemma4"],
         make=lambda: gemma4(
@@ -110,6 +113,11 @@ def more_mistral3(w: Any, config: Any) -> None:
     w.add_vision_spatial_merge_size(2)
 
 
+def more_internvl(w: Any, config: Any) -> None:
+    w.add_vision_projector_scale_factor(2)
+    w.add_uint32("clip.vision.preproc_max_tiles", 5)
+
+
 GEMMA_TOKENS = ("<image_soft_token>", "?", "<start_of_image>", "<end_of_image>")
 PAIRS = {
     "gemma3": Pair("gemma3", "gemma3", GEMMA_TOKENS, more_gemma3, "model.vision_tower."),
@@ -117,6 +125,8 @@ PAIRS = {
     "gemma4, large": Pair("gemma4", "gemma4v", ("<|image|>", "?", "<|image>", "<image|>"), more_gemma4, "model.vision_tower."),
     "pixtral": Pair("llama", "pixtral", ("[IMG]",), more_pixtral, "vision_tower."),
     "mistral3": Pair("mistral3", "pixtral", ("[IMG]",), more_mistral3, "vision_tower."),
+    "internvl": Pair("qwen2", "internvl", ("<IMG_CONTEXT>",), more_internvl, "model.vision_tower."),
+    "internvl, InternViT": Pair("qwen2", "internvl", ("<IMG_CONTEXT>",), more_internvl, "model.vision_tower."),
     "idefics3": Pair("llama", "idefics3", ("<image>",), more_idefics3, "model.vision_model."),
     "qwen2_vl": Pair("qwen2vl", "qwen2vl_merger", QWEN_TOKENS, more_qwen, "model.visual."),
     "qwen2_5_vl": Pair("qwen2vl", "qwen2.5vl_merger", QWEN_TOKENS, more_qwen2_5, "model.visual."),
@@ -142,7 +152,7 @@ def save_text(path: Path, pair: Pair, model: Any) -> None:
     tokens = [f"w{i}" for i in range(config.vocab_size)]
     tokens[IMAGE : IMAGE + len(pair.tokens)] = pair.tokens
     writer.add_token_list(tokens)
-    if pair.arch.startswith("qwen"):
+    if "mrope_section" in config.rope_parameters:
         writer.add_rope_dimension_sections([*config.rope_parameters["mrope_section"], 0])
     by_name = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(by_name[pair.arch], config.num_hidden_layers)
@@ -167,6 +177,10 @@ OURS = {
     "visual.merger.linear_fc1": "mm.0",
     "visual.merger.linear_fc2": "mm.2",
     "visual.pos_embed": "v.position_embd",
+    "vision_tower.embeddings.position_embeddings": "v.position_embd.weight",
+    "multi_modal_projector.layer_norm": "mm.model.mlp.0",
+    "multi_modal_projector.linear_1": "mm.model.mlp.1",
+    "multi_modal_projector.linear_2": "mm.model.mlp.3",
     "multi_modal_projector.mm_input_projection_weight": "mm.input_projection.weight",
 }
 """names that the converter has in its own code"""
@@ -200,6 +214,7 @@ def vision_tensors(pair: Pair, model: Any, form: type) -> dict[str, Any]:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 8)
     found: dict[str, Any] = {}
     deep = list(getattr(model.config.vision_config, "deepstack_visual_indexes", []))
+    ours = {k: v for k, v in OURS.items() if pair.kind != "pixtral" or "linear" not in k}
     for key, tensor in model.state_dict().items():
         if key.startswith(("model.language_model", "model.text_model", "lm_head", "model.vision_tower.head.")):
             continue
@@ -208,8 +223,10 @@ def vision_tensors(pair: Pair, model: Any, form: type) -> dict[str, Any]:
         stem, _, kind = bare.rpartition(".")
         if match := re.fullmatch(r"visual\.deepstack_merger_list\.(\d+)\.(?:linear_)?(\w+)", stem):
             stored = f"v.deepstack.{deep[int(match[1])]}.{match[2]}.{kind}"
-        elif bare in OURS or stem in OURS:
-            stored = OURS[bare] if bare in OURS else f"{OURS[stem]}.{kind}"
+        elif bare in ours or stem in ours:
+            stored = ours[bare] if bare in ours else f"{ours[stem]}.{kind}"
+        elif ".lambda_" in bare:
+            stored = f"{names.get_name(key)}.weight"
         else:
             options = (
                 key,
@@ -243,10 +260,11 @@ def save_projector(path: Path, pair: Pair, model: Any, form: type = np.float32, 
     writer.add_vision_feed_forward_length(1)  # files of Qwen2-VL say something else than its width: tensors count
     writer.add_vision_block_count(getattr(config, "depth", None) or config.num_hidden_layers)
     writer.add_vision_head_count(getattr(config, "num_heads", None) or config.num_attention_heads)
-    writer.add_vision_patch_size(config.patch_size)
-    writer.add_vision_image_size(getattr(config, "image_size", 560))
+    patch, side = config.patch_size, getattr(config, "image_size", 560)
+    writer.add_vision_patch_size(patch if isinstance(patch, int) else patch[0])
+    writer.add_vision_image_size(side if isinstance(side, int) else side[0])
     writer.add_vision_attention_layernorm_eps(getattr(config, "layer_norm_eps", 1e-6))
-    clip = pair.kind.startswith(("qwen", "pixtral"))
+    clip = pair.kind.startswith(("qwen", "pixtral", "internvl"))
     writer.add_vision_image_mean([0.48145466, 0.4578275, 0.40821073] if clip else [0.5] * 3)
     writer.add_vision_image_std([0.26862954, 0.26130258, 0.27577711] if clip else [0.5] * 3)
     pair.more(writer, config)
@@ -335,12 +353,14 @@ def test_what_does_not_fit_is_refused(both: tuple[Family, Pair], tmp_path: Path)
             open_worker(text, ReferenceOps(), mmproj=str(path))
 
     refused("are not supported; known", kind="llama4")
-    refused("v.blk.0.ls1.weight", lambda tensors: tensors | {"v.blk.0.ls1.weight": np.zeros(3, np.float32)})
+    refused("v.blk.0.ls3.weight", lambda tensors: tensors | {"v.blk.0.ls3.weight": np.zeros(3, np.float32)})
     last = (
         "mm.input_projection.weight"
         if pair.kind.startswith("gemma")
         else "mm.model.fc.weight"
         if pair.kind == "idefics3"
+        else "mm.model.mlp.3.weight"
+        if pair.kind == "internvl"
         else "mm.2.weight"
     )
     refused("another model", lambda tensors: tensors | {last: np.zeros((96, 96), np.float32)})

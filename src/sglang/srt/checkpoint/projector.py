@@ -5,6 +5,7 @@ folder's config.json and preprocessor_config.json, which `weights/vision/` and t
     gemma3                     Gemma 3                     gemma3
     gemma4v                    Gemma 4                     gemma4
     idefics3                   SmolVLM, Idefics3           llama
+    internvl                   InternVL 3                  qwen2, qwen3, qwen3moe
     pixtral                    Pixtral, Mistral 3          llama, mistral3
     qwen2vl_merger             Qwen2-VL                    qwen2vl
     qwen2.5vl_merger           Qwen2.5-VL                  qwen2vl
@@ -128,6 +129,7 @@ OUT = {
     "gemma3": ("mm.input_projection.weight", 1),
     "gemma4v": ("mm.input_projection.weight", 0),
     "idefics3": ("mm.model.fc.weight", 0),
+    "internvl": ("mm.model.mlp.3.weight", 0),
     "pixtral": ("mm.2.weight", 0),
     "qwen2vl_merger": ("mm.2.weight", 0),
     "qwen2.5vl_merger": ("mm.2.weight", 0),
@@ -206,6 +208,23 @@ def _idefics3(p: Projector) -> SeeingModel:
     }
     longest = p.size("preproc_image_size", 4 * side)
     return SeeingModel(config, {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}, **p.normal})
+
+
+def _internvl(p: Projector) -> SeeingModel:
+    side, tensors = p.size("image_size"), p.file.tensors
+    vision = {
+        **_siglip(p),
+        "attention_bias": "v.blk.0.attn_q.bias" in tensors,
+        "use_qk_norm": "v.blk.0.attn_q_norm.weight" in tensors,
+        "norm_type": "layer_norm" if "v.blk.0.ln1.bias" in tensors else "rms_norm",
+    }
+    config = {
+        **_frame(p, "InternVLForConditionalGeneration", "internvl", vision),
+        "image_token_id": p.token("<IMG_CONTEXT>"),
+        "downsample_ratio": 1 / p.size("projector.scale_factor", 2),
+    }
+    tiles = {"min_patches": p.size("preproc_min_tiles", 1), "max_patches": p.size("preproc_max_tiles", 12)}
+    return SeeingModel(config, {"size": {"height": side, "width": side}, **tiles, **p.normal})
 
 
 def _pixtral(p: Projector) -> SeeingModel:
@@ -302,6 +321,7 @@ KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Projector], SeeingModel]]] 
     "gemma3": (("gemma3",), _gemma3),
     "gemma4v": (("gemma4",), _gemma4),
     "idefics3": (("llama",), _idefics3),
+    "internvl": (("qwen2", "qwen3", "qwen3moe"), _internvl),
     "pixtral": (("llama", "mistral3"), _pixtral),
     "qwen2vl_merger": (("qwen2vl",), _qwen2_vl),
     "qwen2.5vl_merger": (("qwen2vl",), _qwen2_5_vl),

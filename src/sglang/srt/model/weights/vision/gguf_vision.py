@@ -73,6 +73,25 @@ _GEMMA4_ENDS = {
     "v.std_scale": "vision_tower.std_scale",
     "mm.input_projection": "embed_vision.embedding_projection",
 }
+_INTERN_LAYER = {
+    "ln1": "layernorm_before",
+    "ln2": "layernorm_after",
+    **{f"attn_{part}": f"attention.{part}_proj" for part in "qkv"},
+    **{f"attn_{part}_norm": f"attention.{part}_norm" for part in "qk"},
+    "attn_out": "attention.projection_layer",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+    "ls1.weight": "lambda_1",
+    "ls2.weight": "lambda_2",
+}
+_INTERN_ENDS = {
+    "v.class_embd": "vision_tower.embeddings.cls_token",
+    "v.position_embd.weight": "vision_tower.embeddings.position_embeddings",
+    "v.patch_embd": "vision_tower.embeddings.patch_embeddings.projection",
+    "mm.model.mlp.0": "multi_modal_projector.layer_norm",
+    "mm.model.mlp.1": "multi_modal_projector.linear_1",
+    "mm.model.mlp.3": "multi_modal_projector.linear_2",
+}
 _PIXTRAL_LAYER = {
     "ln1": "attention_norm",
     "ln2": "ffn_norm",
@@ -91,13 +110,14 @@ _PIXTRAL_ENDS = {
 _NAMES: Mapping[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "gemma3": _siglip("vision_tower", _GEMMA3_ENDS),
     "gemma4v": ("vision_tower.encoder.layers", _GEMMA4_LAYER, _GEMMA4_ENDS),
+    "internvl": ("vision_tower.encoder.layer", _INTERN_LAYER, _INTERN_ENDS),
     "pixtral": ("vision_tower.transformer.layers", _PIXTRAL_LAYER, _PIXTRAL_ENDS),
     "idefics3": _siglip("vision_model", {"mm.model.fc": "connector.modality_projection.proj"}),
     "qwen2vl_merger": _qwen(_PLAIN, "ln_q", "mlp.0", "mlp.2"),
     "qwen2.5vl_merger": _qwen(_GATED, "ln_q", "mlp.0", "mlp.2"),
     "qwen3vl_merger": _qwen(_DEEP_MLP, "norm", "linear_fc1", "linear_fc2"),
 }
-"""kind -> (our list of layers, stems of a layer's tensors, stems or whole names of those of no layer)"""
+"""kind -> (our list of layers, stems or whole names of a layer's tensors, and of those of no layer)"""
 _BY_PIXEL = "vision_tower.patch_embedder.input_proj.weight"
 """whose columns go pixel by pixel with us; files have a convolution"""
 _INTERLEAVED = re.compile(r"vision_tower\.transformer\.layers\.\d+\.attention\.[qk]_proj\.weight")
@@ -138,6 +158,8 @@ class ProjectorSource:
             return (shapes[0][0], math.prod(shapes[0][1:]))
         if name.endswith(("_min", "_max")):
             return ()
+        if name.endswith((".cls_token", ".position_embeddings")):
+            return (1, math.prod(shapes[0][:-1]), shapes[0][-1])
         if self._are_frames(name):
             return (*shapes[0][:2], len(shapes), *shapes[0][2:])
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -188,6 +210,8 @@ def _our_name(stored: str, layers: str, stems: dict[str, str], ends: dict[str, s
         return ends[stored]
     stored = stored.removesuffix(".1") if stored == _SECOND_FRAME else stored
     if match := _IN_LAYER.fullmatch(stored):
+        if f"{match[2]}.{match[3]}" in stems:
+            return f"{layers}.{match[1]}.{stems[f'{match[2]}.{match[3]}']}"
         stem = stems.get(match[2], "")
         stem = stem if match[3] in ("weight", "bias") else stem.removesuffix(".linear")
         return f"{layers}.{match[1]}.{stem}.{match[3]}" if stem else None
