@@ -52,13 +52,13 @@ test-sanitize: .venv-test/installed
 	@scripts/make_venv $(PYTHON) .venv-page
 	@echo "Installing Chromium and what drives it ..."
 	@scripts/install_chromium
-	@.venv-page/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,vision,page]"
+	@. scripts/lock; .venv-page/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,vision,page]"
 	@touch $@
 
 .venv-cluster/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv-cluster
 	@echo "Installing Ray, for tests of replicas ..."
-	@.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,ray,cluster]"
+	@. scripts/lock; .venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,ray,cluster]"
 	@touch $@
 
 check: .venv-test/installed
@@ -73,24 +73,19 @@ docs: .venv-test/installed-docs
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
-# The kernels are compiled while the rest is installed, for the instruction set of this machine alone.
 .venv/installed: $(INSTALLED)
-	@scripts/make_venv $(PYTHON) .venv
-	@echo "Installing the CPU runtime (no torch) and the CPU kernels ..."
-	@.venv/bin/python scripts/pip_progress.py install --no-warn-conflicts --editable ".[runtime]" \
-	  $(if $(filter $(KERNELS),$?),--and install --no-deps --editable ./csrc --config-settings=cmake.define.KERNELS_SETS=native)
-	@touch $@
+	@scripts/install_runtime $(PYTHON) $(if $(filter $(KERNELS),$?),kernels)
 
 .venv/vision: .venv/installed
 	@echo "Installing image processors ..."
-	@.venv/bin/python scripts/pip_progress.py install --editable ".[srt,vision]"
+	@. scripts/lock; .venv/bin/python scripts/pip_progress.py install --editable ".[srt,vision]"
 	@touch $@
 
 .venv-test/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv-test
 	@echo "Installing the test environment; torch comes first, by name, so that nothing pulls in another build of it ..."
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,dev]"
+	@. scripts/lock; .venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,dev]"
 	@touch $@
 
 clean:

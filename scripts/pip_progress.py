@@ -16,14 +16,15 @@ from typing import Any
 STEP = re.compile(
     r"(Collecting|Downloading|Using cached|Preparing|Getting|Installing|Building|Obtaining|Attempting|Created)\b.*"
 )
-KERNELS = re.compile(r"Building .*kernels.*: (started|still running)")
+COMPILES = re.compile(r"(Preparing editable metadata|Building editable) .*: (started|still running)")
+"""of the kernels' folder: whether they can be compiled is a part of its metadata"""
 TICK = 1.0
 """seconds after which the line is written again, with the time that has passed"""
 
 
-def shown(line: str) -> str | None:
-    """A line of pip as the newcomer sees it; None for those that say nothing new."""
-    if KERNELS.search(line):
+def shown(line: str, kernels: bool) -> str | None:
+    """A line of pip as the newcomer sees it; None for those that say nothing new. `kernels`: it is theirs alone that pip installs."""
+    if kernels and COMPILES.search(line):
         return "Compiling the CPU kernels ..."
     step = STEP.match(line.strip())
     return re.sub(r"\s+", " ", step[0].split(" (from ")[0]) if step else None
@@ -67,7 +68,9 @@ class Pip:
             "PIP_NO_COMPILE": "no",
         }  # switches it on; Python compiles what is imported, one module in seven
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-        self.process = subprocess.Popen(command, env=environ, **pipes)
+        # Open files too: the lock of the script that runs this one (scripts/lock) is held for as long as a pip works.
+        self.process = subprocess.Popen(command, env=environ, close_fds=False, **pipes)
+        self.kernels = "./csrc" in arguments
         self.said: list[str] = []
         self.step = ""
         threading.Thread(target=self._read, args=(lines,), daemon=True).start()
@@ -94,7 +97,7 @@ def follow(runs: list[Pip], lines: queue.Queue[tuple[Pip, str | None]], line: Li
                 line.show(going[-1].step)
             continue
         pip.said.append(text)
-        if step := shown(text):
+        if step := shown(text, pip.kernels):
             pip.step = step
             line.show(step)
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def test_in_a_checkout(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert words(install.install_extras("otel")) == ["--editable", f"{tree}[otel]"]
     installed_from(environment, {"url": tree.as_uri(), "dir_info": {}})
     assert words(install.install_extras("srt")) == [f"{tree}/csrc", f"{tree}[srt]"]
-    assert words(install.install_kernels()) == ["--force-reinstall", "--no-deps", f"{tree}/csrc"]
+    compiled = "--config-settings=wheel.cmake=true"
+    assert words(install.install_kernels()) == ["--force-reinstall", "--no-deps", compiled, f"{tree}/csrc"]
 
 
 def test_not_installed_but_run_from_a_checkout(environment: pytest.MonkeyPatch) -> None:
@@ -166,19 +168,32 @@ def test_on_windows_the_language_loads_and_the_server_names_wsl() -> None:
     assert done.returncode == 1 and "WSL2" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
 @pytest.mark.parametrize(
-    ("found", "user", "command"),
+    ("found", "user", "headers", "command"),
     [
-        ("apt-get", 0, "apt-get update && apt-get install --yes g++"),
-        ("apt-get", 1000, "sudo apt-get update && sudo apt-get install --yes g++"),
-        ("apk", 0, "apk add g++ musl-dev"),
-        ("nothing", 0, "install g++ or clang++"),
+        ({"apt-get"}, 0, True, "apt-get update && apt-get install --yes g++"),
+        ({"apt-get"}, 1000, True, "sudo apt-get update && sudo apt-get install --yes g++"),
+        ({"apt-get"}, 0, False, f"apt-get update && apt-get install --yes g++ python{VERSION}-dev"),
+        ({"apt-get", "g++"}, 0, False, f"apt-get update && apt-get install --yes python{VERSION}-dev"),
+        ({"dnf", "c++"}, 1000, False, "sudo dnf install --assumeyes python3-devel"),
+        ({"apk"}, 0, True, "apk add g++ musl-dev"),
+        (set(), 0, True, "install g++ or clang++"),
+        ({"clang++"}, 0, False, "install the headers of Python (Python.h)"),
+        ({"apt-get", "clang++"}, 0, True, None),
+        ({"my-c++"}, 0, True, None),
     ],
 )
-def test_the_compilers_command_is_that_of_the_system(
-    monkeypatch: pytest.MonkeyPatch, found: str, user: int, command: str
+def test_what_compiling_lacks_is_installed_by_the_systems_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: set[str], user: int, headers: bool, command: str | None
 ) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name == found else None)
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CXX", "my-c++")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in found else None)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     assert install.install_compiler() == command

@@ -17,14 +17,14 @@ pip_progress = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(pip_progress)
 
 
+COMPILING = "Compiling the CPU kernels ..."
+
+
 @pytest.mark.parametrize(
     ("line", "step"),
     [
-        ("  Building editable for sglang-anywhere-kernels (pyproject.toml): started\n", "Compiling the CPU kernels ..."),
-        (
-            "  Building editable for sglang-anywhere-kernels (pyproject.toml): still running...\n",
-            "Compiling the CPU kernels ...",
-        ),
+        ("  Building editable for x (pyproject.toml): started\n", "Building editable for x (pyproject.toml): started"),
+        ("  Preparing editable metadata (pyproject.toml): started\n", "Preparing editable metadata (pyproject.toml): started"),
         ("Collecting numpy<3,>=1.26 (from sglang-anywhere==0.1.0)\n", "Collecting numpy<3,>=1.26"),
         ("  Downloading numpy-2.0.whl (16.9 MB)\n", "Downloading numpy-2.0.whl (16.9 MB)"),
         ("Installing collected packages: a, b\n", "Installing collected packages: a, b"),
@@ -33,7 +33,15 @@ SPEC.loader.exec_module(pip_progress)
     ],
 )
 def test_steps(line: str, step: str | None) -> None:
-    assert pip_progress.shown(line) == step
+    assert pip_progress.shown(line, False) == step
+
+
+@pytest.mark.parametrize("step", ["Preparing editable metadata", "Building editable for sglang-anywhere-kernels"])
+def test_kernels_are_compiled_before_their_metadata_is_known(step: str) -> None:
+    for state in ("started", "still running..."):
+        assert pip_progress.shown(f"  {step} (pyproject.toml): {state}\n", True) == COMPILING
+    assert pip_progress.shown(f"  {step} (pyproject.toml): finished with status 'done'\n", True) != COMPILING
+    assert pip_progress.shown("  Installing build dependencies: started\n", True) != COMPILING
 
 
 def test_failures_show_all_output_and_pips_status() -> None:

@@ -15,15 +15,16 @@ from typing import Any
 
 LANGUAGE, KERNELS = "sglang-anywhere", "sglang-anywhere-kernels"
 CHECKOUT = Path(__file__).parents[3]
-COMPILERS = {
-    "apt-get": "apt-get update && apt-get install --yes g++",
-    "dnf": "dnf install --assumeyes gcc-c++",
-    "yum": "yum install --assumeyes gcc-c++",
-    "zypper": "zypper --non-interactive install gcc-c++",
-    "pacman": "pacman --sync --noconfirm gcc",
-    "apk": "apk add g++ musl-dev",
+PACKAGE_MANAGERS = {
+    "apt-get": ("apt-get update && apt-get install --yes", "g++", "python{version}-dev"),
+    "dnf": ("dnf install --assumeyes", "gcc-c++", "python3-devel"),
+    "yum": ("yum install --assumeyes", "gcc-c++", "python3-devel"),
+    "zypper": ("zypper --non-interactive install", "gcc-c++", "python3-devel"),
+    "pacman": ("pacman --sync --noconfirm", "gcc", "python"),
+    "apk": ("apk add", "g++ musl-dev", "python3-dev"),
 }
-"""package manager -> what brings a C++ compiler"""
+"""package manager -> its command, what brings a C++ compiler, what brings the headers of the system's Python"""
+COMPILERS = ("c++", "g++", "clang++")
 RELEASED = False
 """whether the index of packages has them: until then users of wheels in a folder must name the folder"""
 
@@ -47,19 +48,32 @@ def install_kernels() -> str:
     record = _record()
     folder = _folder(record)
     if folder is not None:
-        return _pip(["--force-reinstall", "--no-deps", *_tree(folder / "csrc", _is_editable(record))])
+        compiled = "--config-settings=wheel.cmake=true"  # or an error; without it a failure is passed over
+        return _pip(["--force-reinstall", "--no-deps", compiled, *_tree(folder / "csrc", _is_editable(record))])
     return install_extras("srt")
 
 
-def install_compiler() -> str:
-    """The command that brings a C++ compiler on this system; words where none is known."""
-    root = "" if os.geteuid() == 0 else "sudo "
+def install_compiler() -> str | None:
+    """The command that brings what compiling the kernels lacks on this system, a C++ compiler or the headers of Python; words where
+    none is known; None if nothing is missing."""
+    import sysconfig
+
+    compiler = not any(map(shutil.which, (os.environ.get("CXX") or "c++", *COMPILERS)))
+    headers = not Path(sysconfig.get_path("include"), "Python.h").exists()
+    if not compiler and not headers:
+        return None
     if sys.platform == "darwin":
         return "xcode-select --install"
-    for program, command in COMPILERS.items():
+    root = "" if os.geteuid() == 0 else "sudo "
+    for program, (command, brings_compiler, brings_headers) in PACKAGE_MANAGERS.items():
         if shutil.which(program):
-            return " && ".join(root + part for part in command.split(" && "))
-    return "install g++ or clang++"
+            packages = [brings_compiler] * compiler + [brings_headers.format(version=_python_version())] * headers
+            return " && ".join(root + part for part in f"{command} {' '.join(packages)}".split(" && "))
+    return "install " + " and ".join(["g++ or clang++"] * compiler + ["the headers of Python (Python.h)"] * headers)
+
+
+def _python_version() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 @contextlib.contextmanager

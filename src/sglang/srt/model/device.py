@@ -40,10 +40,11 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
             raise ConfigError(
                 f"--kernels cpu: the C++ kernels cannot be loaded ({error}); with a C++ compiler: {install_kernels()}"
             ) from error
+        commands = [command for command in (install_compiler(), install_kernels()) if command]
         logger.warning(
             "The C++ kernels cannot be loaded (%s). The NumPy reference runs instead: answers are right but 10 to 50 times "
-            "slower. To change that:\n\n    %s\n    %s\n\nand start again.",
-            *(error, install_compiler(), install_kernels()),
+            "slower. To change that:\n\n    %s\n\nand start again.",
+            *(error, "\n    ".join(commands)),
         )
         return _reference(device)
     if missing := missing_isa():

@@ -7,6 +7,7 @@ called or recorded. docs/kernels.md describes the memory layouts and the rules t
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sglang_anywhere_kernels
+
+if importlib.util.find_spec("sglang_anywhere_kernels._cpu") is None:
+    raise ImportError("they were not compiled")
 from sglang_anywhere_kernels import _cpu
 
 from sglang.srt.errors import ConfigError
