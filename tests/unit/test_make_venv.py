@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,21 +13,31 @@ from tests.conftest import ROOT
 PYTHON = """#!/bin/sh
 echo "$@" >>"{log}"
 case "$*" in
-"-c "*) exit {old} ;;
+"-c "*) echo {version} ;;
 "-m venv "*) {made} ;;
 esac
 """
 MADE = 'mkdir -p "$3/bin"; printf "#!/bin/sh\\nexit 0\\n" >"$3/bin/python"; chmod +x "$3/bin/python"'
 
 
-def make_venv(tmp_path: Path, old: int = 0, made: str = MADE, name: str = "python") -> tuple[int, str, list[str]]:
+def tools(folder: Path) -> Path:
+    """A folder for PATH that has no Python."""
+    found = folder / "tools"
+    found.mkdir(exist_ok=True)
+    for name in ("chmod", "mkdir"):
+        if not (found / name).exists():
+            (found / name).symlink_to(shutil.which(name) or "")
+    return found
+
+
+def make_venv(tmp_path: Path, version: str = "3.11", made: str = MADE, name: str = "python") -> tuple[int, str, list[str]]:
     """(status, what it says on standard error, what the Python was asked for)."""
     python, log = tmp_path / "python", tmp_path / "log"
-    python.write_text(PYTHON.format(log=log, old=old, made=made))
+    python.write_text(PYTHON.format(log=log, version=version, made=made))
     python.chmod(0o755)
     log.write_text("")
-    command = ["sh", str(ROOT / "scripts/make_venv"), str(tmp_path / name), str(tmp_path / "env")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = ["/bin/sh", str(ROOT / "scripts/make_venv"), str(tmp_path / name), str(tmp_path / "env")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PATH": str(tools(tmp_path))})
     return done.returncode, done.stderr, [line.split()[1] for line in log.read_text().splitlines() if line.startswith("-m")]
 
 
@@ -49,11 +60,40 @@ def test_one_that_was_interrupted_is_completed_and_keeps_what_is_in_it(tmp_path:
     ("given", "words"),
     [
         ({"name": "nothing"}, "error: there is no "),
-        ({"old": 1}, "is older than Python 3.10; name a newer one: make PYTHON="),
+        ({"version": "''"}, "/python does not run; install Python 3.10 or newer"),
+        ({"version": "2.07"}, "/python is older than Python 3.10; install Python 3.10 or newer"),
+        ({"version": "3.09"}, "/python is older than Python 3.10; install Python 3.10 or newer"),
         ({"made": "echo no ensurepip; exit 1"}, "no ensurepip\nerror: "),
     ],
 )
-def test_one_sentence_says_why_there_is_none(tmp_path: Path, given: dict[str, object], words: str) -> None:
-    status, said, _ = make_venv(tmp_path, **given)  # type: ignore[arg-type]
+def test_one_sentence_says_why_there_is_none(tmp_path: Path, given: dict[str, str], words: str) -> None:
+    status, said, _ = make_venv(tmp_path, **given)
     assert status == 1 and words in said
     assert said.strip().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.14", "4.00"])
+def test_newer_ones_will_do(tmp_path: Path, version: str) -> None:
+    assert make_venv(tmp_path, version=version)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        (".venv", "make serve"),
+        (".venv-test", "make test"),
+        (".venv-page", "make test-page"),
+        (".venv-cluster", "make test-cluster"),
+    ],
+)
+def test_another_python_that_runs_is_named_with_the_command(tmp_path: Path, folder: str, command: str) -> None:
+    """The newest that runs, not one that a version manager offers and does not have."""
+    for name, does in (("python3.13", "exit 127"), ("python3.12", "echo 3.12"), ("python3.11", "echo 3.11")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    script = ["/bin/sh", str(ROOT / "scripts/make_venv"), "python3", folder]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, env={"PATH": str(tmp_path)}, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: there is no python3; there is another: {command} PYTHON=python3.12\n",
+    )
