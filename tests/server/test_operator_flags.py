@@ -20,6 +20,8 @@ import openai
 import pytest
 import trustme
 
+from sglang import RuntimeEndpoint
+from sglang.lang.errors import BackendConnectionError
 from tests.conftest import DEFAULT_MODEL, RunningServer, free_port, package_environ, start_server
 
 FILE_KEY, LINE_KEY, ADMIN_KEY = "key-of-the-file", "key-of-the-line", "key-of-the-operator"
@@ -198,7 +200,7 @@ def test_commands_speak_tls_with_a_key_of_the_environment(secured: Secured) -> N
     done = run_command("--url", secured.url, "--ca-file", str(authority), SGLANG_API_KEY=FILE_KEY)
     assert done.stdout.startswith(" Paris"), done.stderr
     for words, said in (
-        (("--url", secured.url), "certificate verify failed"),
+        (("--url", secured.url), "; --ca-file FILE names the authority"),
         (("--url", secured.url, "--ca-file", "/no/such/file"), "--ca-file /no/such/file cannot be used: No such file"),
         (("--url", secured.url, "--ca-file", str(authority)), "API key"),
         (("--url", secured.server.url), "cannot reach the server"),
@@ -206,6 +208,17 @@ def test_commands_speak_tls_with_a_key_of_the_environment(secured: Secured) -> N
     ):
         done = run_command(*words, SGLANG_API_KEY="")
         assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, (words, done.stderr)
+
+
+def test_programs_are_told_how_to_trust_a_certificate(secured: Secured) -> None:
+    """And take the address that OpenAI's clients are given."""
+    authority = str(secured.folder / "ca.pem")
+    secured.ca.cert_pem.write_to_path(authority)
+    with pytest.raises(BackendConnectionError, match="certificate verify failed") as refused:
+        RuntimeEndpoint(secured.url, api_key=FILE_KEY)
+    assert "verify= names the file" in str(refused.value) and "tries" not in str(refused.value)
+    endpoint = RuntimeEndpoint(f"{secured.url}/v1/", api_key=FILE_KEY, verify=authority)
+    assert endpoint.base_url == secured.url and endpoint.model_info["is_generation"]
 
 
 def test_sighup_reads_keys_and_certificate_again(secured: Secured) -> None:

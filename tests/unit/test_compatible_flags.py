@@ -133,7 +133,10 @@ def test_the_tables_have_each_name_once() -> None:
         ("--kv-cache-dtype int8", {"kv_cache_dtype": "int8"}),
         ("--log-level INFO", {}),
         ("--log-level WARN", {"log_level": "warning"}),
-        ("--dp 1 --dp-size 1 --data-parallel-size 1 --ep 1 --disaggregation-mode null", {}),
+        ("--dp 1 --ep 1 --disaggregation-mode null", {}),
+        ("--dp 2", {"replicas": 2}),
+        ("--dp-size 3", {"replicas": 3}),
+        ("--data-parallel-size 4", {"replicas": 4}),
         ("--nnodes 1 --node-rank 0 --pp-size 1 --cpu-offload-gb 0 --pipeline-parallel-size 1", {}),
         ("--attn-cp-size 1 --moe-dp-size 1 --base-gpu-id 0 --gpu-id-step 1 --model-impl auto", {}),
         ("--log-requests-format text --speculative-accept-threshold-single 1.0", {}),
@@ -172,7 +175,6 @@ def test_lines_that_say_what_a_flag_does(
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("--dp 2", "--dp-size 2 is not possible here: one server is one replica"),
         ("--pp-size 4", "there is no pipeline parallelism: --tp-size"),
         ("--cpu-offload-gb 10", "--cpu-offload-gb 10"),
         ("--uno-lora-path a", "adapters of this kind"),
@@ -209,8 +211,9 @@ def test_keywords(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPa
         grammar_backend=None, speculative_algorithm=None, preferred_sampling_params={"top_k": 3}, schedule_policy=None
     )
     assert changed(args) == {"preferred_sampling_params": '{"top_k": 3}'}
-    with pytest.raises(ConfigError, match="--dp-size 2 is not possible here"):
-        ServerArgs(dp_size=2)
+    assert ServerArgs(dp_size=2).replicas == 2
+    with pytest.raises(ConfigError, match="--ep-size 2 is not possible here"):
+        ServerArgs(ep_size=2)
     with pytest.raises(ConfigError, match="--quantization mxfp8 is not possible here"):
         ServerArgs(quantization="mxfp8")
     with pytest.raises(TypeError, match="did you mean 'threads'"):
@@ -219,7 +222,7 @@ def test_keywords(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPa
         ServerArgs(tp=2, tp_size=2)
 
 
-@pytest.mark.parametrize("flags", [{"treads": 2}, {"dp_size": 2}, {"uno_lora_path": "a"}])
+@pytest.mark.parametrize("flags", [{"treads": 2}, {"pp_size": 2}, {"uno_lora_path": "a"}])
 def test_the_engine_reads_the_same_table(flags: dict[str, Any]) -> None:
     import sglang as sgl
 

@@ -85,9 +85,11 @@ class Connection:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> CommandError:
-        hint = (
-            "; is it running? `sglang serve` starts one, --url names another" if isinstance(error, httpx.ConnectError) else ""
-        )
+        hint = ""
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            hint = "; --ca-file FILE names the authority that signed its certificate"
+        elif isinstance(error, httpx.ConnectError):
+            hint = "; is it running? `sglang serve` starts one, --url names another"
         return CommandError(f"cannot reach the server at {self.url}: {error or type(error).__name__}{hint}")
 
 

@@ -174,6 +174,8 @@ class HttpServer:
                 httpx.WriteError,
                 httpx.RemoteProtocolError,
             ) as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise self._broken(error, "was refused (verify= names the file of the server's authority)") from error
                 if last:
                     raise self._broken(error, f"could not be made ({attempt + 1} tries; is a server running there?)") from error
                 await asyncio.sleep(self._delay(attempt, None))

@@ -47,7 +47,8 @@ class RuntimeEndpoint(NativeBackend):
         retries: int = 4,
     ) -> None:
         policy = HttpPolicy(timeout=timeout, max_connections=max_connections, retries=retries)
-        self._server = HttpServer(base_url, api_key, verify, policy)
+        address = base_url.rstrip("/").removesuffix("/v1")  # OpenAI's clients are given that one
+        self._server = HttpServer(address, api_key, verify, policy)
         self.base_url = self._server.base_url
         self.api_key = api_key
         self.verify = verify

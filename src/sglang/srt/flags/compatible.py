@@ -62,8 +62,9 @@ ALIASES: dict[str, str] = {
     "disable_regex_jump_forward": "disable_jump_forward",
     "schedule_heuristic": "schedule_policy",
     "max_prefill_num_token": "max_prefill_tokens",
-    "dp": "dp_size",
-    "data_parallel_size": "dp_size",
+    "dp": "replicas",
+    "dp_size": "replicas",
+    "data_parallel_size": "replicas",
     "pp": "pp_size",
     "pipeline_parallel_size": "pp_size",
     "ep": "ep_size",
@@ -264,7 +265,6 @@ FLAGS: dict[str, OtherFlag] = {
         "ple_offload_backend ple_offload_dir",
     ),
     # --- several devices and machines
-    **_neutral("one server is one replica: start several, each with its own --port, behind a proxy", dp_size=1),
     **_neutral(
         "there is no pipeline parallelism: --tp-size shares a model among devices, and --nnodes among machines", pp_size=1
     ),
