@@ -43,6 +43,19 @@ def test_the_pages(page: Path) -> None:
         check_shell(block)
 
 
+NOT_INSTALLED = {"openai": r"^\s*(?:import|from) openai\b|\bsgl\.OpenAI\(", "anthropic": r"^\s*(?:import|from) anthropic\b"}
+"""package that `make serve` does not install -> what needs it"""
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.stem)
+def test_what_programs_need_besides_is_installed_by_a_command_of_the_page(page: Path) -> None:
+    text = page.read_text("utf-8")
+    programs = "\n".join(re.findall(r"^```(?:python|sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    for package, use in NOT_INSTALLED.items():
+        if re.search(use, programs, re.MULTILINE):
+            assert f".venv/bin/python -m pip install {package}" in text
+
+
 def test_the_welcome(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     place = tmp_path / "an env" / "bin"
     place.mkdir(parents=True)
