@@ -212,8 +212,8 @@ def test_keywords(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPa
     )
     assert changed(args) == {"preferred_sampling_params": '{"top_k": 3}'}
     assert ServerArgs(dp_size=2).replicas == 2
-    with pytest.raises(ConfigError, match="--ep-size 2 is not possible here"):
-        ServerArgs(ep_size=2)
+    with pytest.raises(ConfigError, match="--pp-size 2 is not possible here"):
+        ServerArgs(pp_size=2)
     with pytest.raises(ConfigError, match="--quantization mxfp8 is not possible here"):
         ServerArgs(quantization="mxfp8")
     with pytest.raises(TypeError, match="did you mean 'threads'"):
