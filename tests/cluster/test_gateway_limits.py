@@ -141,6 +141,46 @@ async def test_a_request_that_has_ended_holds_no_body(kind: type[Events]) -> Non
         gc.enable()
 
 
+REFUSED = {
+    "short": b"{",
+    "no object": b"[" + b"1," * 50_000 + b"1]",
+    "cut off": b'{"text": "' + b"x" * 100_000,
+    "nested": b'{"text": ' + b"[" * 100_000,
+    "a long name": b'{"model": "' + b"x" * 100_000 + b'"}',
+    "a long key": b'{"' + b"x" * 100_000 + b'": 1}',
+    "another model": b'{"model": "x", "text": "' + b"x" * 100_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_refused_body_is_forgotten(name: str) -> None:
+    """As soon as its client is told."""
+    piece = Piece(REFUSED[name])
+    seen = weakref.ref(piece)
+    pool, told = Pool(), list[int]()
+
+    async def receive() -> Any:
+        nonlocal piece
+        message = {"type": "http.request", "body": piece}
+        del piece
+        return message
+
+    async def note(message: Any) -> None:
+        told.append(message.get("status", 0))
+
+    gc.disable()
+    try:
+        scope = {**SCOPE, "headers": [(b"content-type", b"application/json")]}
+        await Gateway(pool, GatewayMetrics(), page=False)(scope, receive, note)  # type: ignore[arg-type]
+        for _ in range(200):  # the thread that parsed may hold it for a moment more
+            if seen() is None:
+                break
+            await asyncio.sleep(0.01)
+        assert told[0] in (400, 404) and seen() is None
+    finally:
+        gc.enable()
+
+
 async def test_flushing_gives_back_what_bodies_took(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[bool] = []
     monkeypatch.setattr(gateway, "release_freed_memory", lambda: done.append(True))

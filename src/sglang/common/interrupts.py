@@ -31,11 +31,14 @@ async def wait_for(awaited: Awaitable[T], seconds: float | None) -> T:
     except asyncio.CancelledError:
         await _end(task)
         raise
-    if not task.done():
-        await _end(task)
-    if task.cancelled():
-        raise asyncio.TimeoutError
-    return task.result()
+    try:
+        if not task.done():
+            await _end(task)
+        if task.cancelled():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        del task  # an error in it would hold this frame, and its callers' with all that is there
 
 
 async def _end(task: asyncio.Future[T]) -> None:

@@ -42,7 +42,10 @@ async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     await shares.acquire(owner, 1)
     done = _threads.submit(run)
     done.add_done_callback(lambda _: _release(loop, shares, owner))  # whether or not somebody still waits
-    return await asyncio.wrap_future(done)
+    try:
+        return await asyncio.wrap_future(done)
+    finally:
+        del done  # an error in it would hold this frame, and its callers' with all that is there
 
 
 def _shares_of(loop: asyncio.AbstractEventLoop) -> Shares:

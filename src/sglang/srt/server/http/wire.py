@@ -167,6 +167,12 @@ def _anthropic_length(error: ContextLengthError) -> str:
 
 
 def error_response(error: SglangError, path: str) -> Response:
+    """What is told of an error that nobody handles any more. Its frames, which hold the body, end with it; else cycles of them would
+    wait for the garbage collector, which counts objects and not bytes."""
+    told: BaseException | None = error
+    while told is not None:
+        told.__traceback__ = None
+        told = told.__cause__ or told.__context__
     headers = {"Retry-After": "1"} if status_of(error) == 503 else {}
     if speaks_anthropic(path):
         return JsonResponse(anthropic_error(error), status_of(error), headers | request_id())
