@@ -6,11 +6,11 @@ import json
 
 from sglang.cluster.metrics import labelled_metrics
 from sglang.cluster.policy import PrefixPolicy
-from sglang.cluster.route_key import MAX_BLOCKS, RouteKey, route_key
+from sglang.cluster.route_key import BLOCK_BYTES, MAX_BLOCKS, RouteKey, route_key
 
 
 def key_of(**body: object) -> RouteKey:
-    return route_key(json.dumps(body).encode())
+    return route_key([json.dumps(body).encode()])
 
 
 def test_prompts_with_a_beginning_in_common_have_blocks_in_common() -> None:
@@ -50,8 +50,17 @@ def test_lengths_and_bodies_that_are_no_request() -> None:
     ):
         assert 1 <= key_of(text="a", **wrong).max_new_tokens <= 1 << 20
     for body in (b"", b"{", b"[]", b"3", b"\xff", b"[" * 5000, b'{"a": \xff}'):
-        assert route_key(body) == RouteKey()
+        assert route_key([body]) == RouteKey()
     assert len(key_of(text="x" * 2_000_000).blocks) == MAX_BLOCKS
+
+
+def test_long_bodies_are_known_by_their_beginning() -> None:
+    long = json.dumps({"model": "m", "messages": [{"role": "user", "content": "one two " * 200_000}]}).encode()
+    again = [long[:70_000], bytearray(long[70_000:900_000]), long[900_000:]]
+    assert route_key([long]).blocks == route_key(again).blocks and len(route_key(again).blocks) == MAX_BLOCKS
+    other = route_key([long[:300_000], b"x" * 700_000])
+    shared = sum(a == b for a, b in zip(other.blocks, route_key(again).blocks, strict=True))
+    assert shared == 300_000 // BLOCK_BYTES and other.prompt_len > 10_000
 
 
 def test_replicas_come_and_go() -> None:

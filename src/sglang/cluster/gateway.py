@@ -251,6 +251,8 @@ class Gateway:
                     raise EngineDeadError(f"the server of {name!r} died while it was asked about the adapter") from error
 
         leases = self._pool.leases() if self._pool.wants_key else [self._pool.lease(name)]
+        if not leases:
+            raise OverloadError(f"no server of {name!r} runs now: try again later")
         answers = await asyncio.gather(*map(ask, leases))
         done = [server for server, answer in answers if answer.status_code == 200]
         refused = [answer for _, answer in answers if answer.status_code != 200]
@@ -270,7 +272,7 @@ class Gateway:
             if not is_kept:
                 relay.forget_body()
 
-        key = route_key(b"".join(relay.body)) if self._pool.wants_key and relay.can_repeat else None
+        key = route_key(relay.body) if self._pool.wants_key and relay.can_repeat else None
         tries, losers, child = 0, set[str](), None
         while tries < MAX_TRIES:
             try:

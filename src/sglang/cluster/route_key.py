@@ -5,7 +5,8 @@ Prompts that begin with the same bytes begin with the same blocks; a tool, a sys
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ from sglang.cluster.policy import BLOCK_IDS, block_hashes
 BLOCK_BYTES = 256
 """of a prompt's JSON; about BLOCK_IDS tokens of English"""
 MAX_BLOCKS = 2048
+MOST = MAX_BLOCKS * BLOCK_BYTES
+MAX_PARSED = 512 << 10
+"""bytes of a body, up to which it is parsed; of a longer one, its own beginning stands for that of its prompt: to parse it would hold
+the event loop, and what it is made of has not been counted yet"""
 SEEDS = ("model", "lora_path", "cache_salt", "extra_key")
 """what keeps equal prompts apart"""
 PARTS = ("tools", "system", "instructions", "messages", "prompt", "text", "input", "input_ids", "image_data")
@@ -38,8 +43,13 @@ class RouteKey:
         return {"blocks": list(self.blocks), "prompt_len": self.prompt_len, "max_new_tokens": self.max_new_tokens}
 
 
-def route_key(body: bytes) -> RouteKey:
-    """That of a body; of one that is no JSON object an empty one."""
+def route_key(pieces: Sequence[bytes | bytearray]) -> RouteKey:
+    """That of a body, which has come in pieces; of one that is no JSON object an empty one."""
+    length = sum(map(len, pieces))
+    if length > MAX_PARSED:
+        begin = b"".join(memoryview(piece)[:MOST] for piece in itertools.islice(pieces, MAX_BLOCKS))[:MOST]
+        return RouteKey(tuple(block_hashes([], _cut(begin))), length * BLOCK_IDS // BLOCK_BYTES)
+    body = b"".join(pieces)
     try:
         fields = _fields(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
