@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class StoreThread(Generic[S]):
 def open_database(path: Path, tables: str) -> sqlite3.Connection:
     """Only its owner may read it. Raises BadDatabase."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _keep_private(path)
         database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         database.execute("pragma journal_mode=wal")
         database.execute("pragma synchronous=normal")
@@ -69,6 +70,22 @@ def open_database(path: Path, tables: str) -> sqlite3.Connection:
     except (sqlite3.Error, OSError) as error:
         raise BadDatabase(f"{path} cannot be used: {error}") from error
     return database
+
+
+def _keep_private(path: Path) -> None:
+    """Makes the file, or checks the one that is there: SQLite would read a pipe for ever, and believe what another user wrote."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.open(path, flags, 0o600)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise BadDatabase(f"{path} cannot be used: it is no ordinary file")
+        if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+            raise BadDatabase(f"{path} cannot be used: it belongs to another user")
+        if stat.S_IMODE(found.st_mode) & 0o077 and hasattr(os, "fchmod"):
+            os.fchmod(file, 0o600)
+    finally:
+        os.close(file)
 
 
 @contextmanager
