@@ -226,8 +226,8 @@ def test_a_flipped_bit_is_found(
     assert Start(model, folder).matrices == []
 
 
-@pytest.mark.parametrize("size", [0, 10, 4096, 5000, -1])
-def test_a_torn_file_is_found(model: Path, folder: Path, written: tuple[Path, Start], size: int) -> None:
+@pytest.mark.parametrize("size", [0, 10, 4096, 5000, -1, 1 << 35])
+def test_a_file_of_another_length_is_found(model: Path, folder: Path, written: tuple[Path, Start], size: int) -> None:
     source, first = written
     shutil.copytree(source, folder)
     [path] = kept(folder)

@@ -68,6 +68,8 @@ def read_index(fd: int) -> Index:
         raise DamagedFile("it was not finished, or is of another version")
     if length > MAX_INDEX_BYTES or start + length > size:
         raise DamagedFile("it is cut off")
+    if start + length < size:  # all of it would be read
+        raise DamagedFile("something follows it")
     raw = os.pread(fd, length, start)
     if len(raw) != length or checksum(np.frombuffer(raw, np.uint8)) != expected:
         raise DamagedFile("its index is not what was written")
