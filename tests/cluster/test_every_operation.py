@@ -22,7 +22,7 @@ OF_ONE_SERVER = (
     "/get_server_info",
     "/get_load",
     "/health",
-    "/page/live",
+    "/page/",
     "/server_info",
     "/models",
     "/v1/models",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint, cli
+from sglang.lang.record import runlog
 from sglang.lang.record.recording import Recorder, ReplayBackend, ReplayError, read_recording
 from sglang.lang.record.viewer import main, render_fragment
 
@@ -110,3 +113,28 @@ def test_a_cut_off_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text(json.dumps({"kind": "run", "run": "a"}) + '\n{"kind": "te')
     assert len(read_recording(path)) == 1
+
+
+def test_images_are_recorded_once_and_large_ones_by_their_digest(
+    native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    small.write_bytes(b"\x89PNG\r\n\x1a\nsmall")
+    large.write_bytes(b"\x89PNG\r\n\x1a\n" + b"large" * 1000)
+    monkeypatch.setattr(runlog, "MAX_IMAGE", 1000)
+
+    @sgl.function
+    def look(s: ProgramState) -> None:
+        for _ in range(2):
+            s += sgl.user("See" + sgl.image(small) + sgl.image(large) + sgl.image("http://x.y/z.png"))
+            s += sgl.assistant(sgl.gen("seen", max_tokens=2))
+
+    path = tmp_path / "run.jsonl"
+    look.run(record=path).sync()
+    rows = read_recording(path)
+    images = [row for row in rows if row["kind"] == "image"]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (small, large)]
+    assert [(row["name"], base64.b64decode(row["value"])) for row in images] == [(digests[0], small.read_bytes())]
+    told = [{"sha256": digest, "size": file.stat().st_size} for digest, file in zip(digests, (small, large), strict=True)]
+    told.append({"url": "http://x.y/z.png"})
+    assert [row["value"]["images"] for row in rows if row["kind"] == "call"] == [told, told * 2]

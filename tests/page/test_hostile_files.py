@@ -228,19 +228,87 @@ DENSE = (
     "$x$ ",
     "# ",
     "\t",
+    ">" * 200 + "a\nb\nb\nb\nb\nb\n",
+    "- " * 90 + "a\nb\n",
+    "> > > > > > > > > > a\n",
+    "a**b",
+    "*_",
+    "![[",
+    '[a](b "c',
+    '[a]: b\n"c\n',
+    "[a]:\n",
+    "[a]: b\n\n[a]\n\n",
+    "|" + "a|" * 50 + "\n|" + "-|" * 50 + "\n" + "b\n" * 2000,
+    "|" + "a|" * 5000 + "\n|" + "-|" * 5000 + "\n" + "b\n" * 2000,
+    "| a | b |\n|---|---|\n" + "| c | d |\n" * 50_000,
+    "```\n",
+    "```\n" + "a\n" * 400_000,
+    "```\n" + "a" * 400_000,
+    "$$\na\n",
+    "\\[a\n",
+    "$$\\begin{matrix}" + "a&" * 190 + "\\end{matrix}$$\n\n",
+    "a@b.c ",
+    "# a\n",
+    "a\n\n",
+    "\ud83d\ude00",
+    "1. a\n",
 )
 
 
-@pytest.mark.parametrize("part", DENSE)
-def test_no_text_freezes_the_page(page: Page, server: RunningServer, part: str) -> None:
-    """100,000 characters of what makes parsers look far, or deep."""
+NUM_DENSE = 40_000
+"""characters: enough of several pieces"""
+READ = """async (text) => {
+    const { Growing } = await import('/page/js/chat/blocks.js');
+    const [read, found] = [new Growing(), { steps: 0, slowest: 0, longest: 0 }];
+    let tail, isMore;
+    do {
+        const began = performance.now();
+        ({ tail, isMore } = read.feed(text));
+        found.slowest = Math.max(found.slowest, performance.now() - began);
+        found.steps += 1;
+    } while (isMore && found.steps < 10_000);
+    found.longest = Math.max(...[...read.blocks, tail].map((markup) => markup.toString().length));
+    return { ...found, isMore }; }"""
+
+
+def test_no_text_freezes_the_page(page: Page, server: RunningServer) -> None:
+    """A long text of what makes parsers look far, or deep, or makes much markup of little: whatever it is, it is read in pieces, each of
+    which has little markup and takes little time."""
     Chat(page, server.url)
-    took = page.evaluate(
-        """async (text) => { const { toMarkup } = await import('/page/js/chat/markdown.js'); const began = performance.now();
-            toMarkup(text); return performance.now() - began; }""",
-        part * (100_000 // len(part)),
-    )
-    assert took < SECONDS * 1000 / 3, part
+    for part in DENSE:
+        found = page.evaluate(READ, (part * (NUM_DENSE // len(part) + 1))[:NUM_DENSE])
+        assert not found["isMore"] and found["longest"] < 150_000, (part, found["steps"], found["longest"])
+        assert found["slowest"] < SECONDS * 1000 / 5, part
+
+
+def test_a_long_text_is_cut_where_that_is_not_seen(page: Page, server: RunningServer) -> None:
+    """Items of lists go on counting, rows of tables have their heads, lines of code stay code, and nothing is lost; whether the text was
+    there at once or came in pieces."""
+    items = "".join(f"{i}. item {i} has some *words*\n" for i in range(1, 1201))
+    rows = "| number | word |\n|---|---|\n" + "".join(f"| {i} | w{i} |\n" for i in range(1200))
+    code = "```python\n" + "".join(f"line_{i} = {i}\n" for i in range(2500)) + "```\n"
+    quote = "".join(f"> said {i}\n" for i in range(3000))
+    words = " ".join(f"word{i}" for i in range(4000))
+    text = f"# Title\n\n{items}\n{rows}\n{code}\n{quote}\n{words}\n\nThe end."
+    Chat(page, server.url)
+    show = """async ([text, steps]) => {
+        const { Growing } = await import('/page/js/chat/blocks.js');
+        const read = new Growing();
+        let tail, isMore;
+        for (let i = 1; i <= steps; i += 1) do ({ tail, isMore } = read.feed(text.slice(0, Math.ceil(text.length * i / steps)))); while (isMore);
+        const box = document.createElement('div');
+        for (const markup of [...read.blocks, tail]) box.append(Object.assign(document.createElement('div'), { innerHTML: markup }));
+        const all = (what) => [...box.querySelectorAll(what)];
+        const numbers = all('ol').flatMap((list) => [...list.children].map((_, i) => list.start + i));
+        return [numbers, all('td').map((cell) => cell.textContent), all('pre').map((one) => one.textContent).join(''), all('blockquote').map((one) => one.textContent).join(' '),
+                all('p').at(-1).textContent, all('p').map((one) => one.textContent).join(' '), all('p').filter((one) => one.textContent.includes('|')).length]; }"""
+    for steps in (1, 23):
+        numbers, cells, lines, said, end, told, lost = page.evaluate(show, [text, steps])
+        assert numbers == list(range(1, 1201)), steps
+        assert cells == [cell for i in range(1200) for cell in (str(i), f"w{i}")]
+        assert lines == code.removeprefix("```python\n").removesuffix("```\n")
+        assert said.split() == [word for i in range(3000) for word in ("said", str(i))]
+        assert end == "The end." and words.split()[-1] in told and told.split()[-4002:-2] == words.split() and not lost
 
 
 # --- programs -----------------------------------------------------------------------------------------------------------------

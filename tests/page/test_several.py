@@ -14,13 +14,14 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from sglang.common.server_process import end_process
 from tests.cluster.conftest import SEED, make_model, start_several
 from tests.conftest import RunningServer, start_server
-from tests.page.conftest import SHOTS, Chat, Troubles, wait_for
+from tests.page.conftest import SHOTS, Chat, Troubles, look, wait_for
 from tests.page.test_look import serious
+from tests.page.test_request_code import CALLS, check, pick, run_program, texts_of
 from tests.server.adapter_files import write_adapter
 
 BASE = "smollm2-135m-instruct"
@@ -80,6 +81,34 @@ def test_adapters_are_models_to_choose(adapted: RunningServer, page: Page) -> No
         (expect(code).to_contain_text if adapter else expect(code).not_to_contain_text)('lora="poet"')
         page.keyboard.press("Escape")
     assert len(set(said.values())) == 2
+
+
+def test_the_code_of_a_call_names_its_adapter(
+    adapted: RunningServer, context: BrowserContext, page: Page, tmp_path: Path
+) -> None:
+    """Of what an adapter generated, and of what it chose; its answer is the one that the model itself does not give."""
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    look(page, adapted.url, "programs")
+    code = f"""import sglang as sgl
+sgl.set_default_backend(sgl.RuntimeEndpoint({adapted.url!r}))
+
+@sgl.function
+def verse(s):
+    s += "A colour is" + sgl.gen("colour", max_tokens=6, temperature=1.5, stop=["\\n"])
+    s += sgl.select("end", choices=[" and blue", ", or so", "."])
+
+verse.run(lora="poet").sync()
+verse.run().sync()
+"""
+    run_program(code, SGLANG_TRACE="server")
+    wait_for(
+        lambda: len(page.evaluate(CALLS)) == 2 and all(call["ended"] for _, calls in page.evaluate(CALLS) for call in calls)
+    )
+    run, calls = page.evaluate(CALLS)[0]
+    page.get_by_role("group", name="Runs").get_by_role("button", name=f"run {run[:6]}").click()
+    for call in calls:
+        pick(page, call["name"])
+        check(texts_of(page, tmp_path), call)
 
 
 def test_adapters_that_come_and_go_are_seen_in_the_options(adapted: RunningServer, page: Page) -> None:
@@ -163,7 +192,10 @@ def several(tiny: dict[str, Path], tmp_path: Path) -> Iterator[RunningServer]:
     end_process(server.process, 40)
 
 
-def test_several_models_are_chosen_and_looked_at(several: RunningServer, page: Page, troubles: Troubles) -> None:
+def test_several_models_are_chosen_and_looked_at(
+    several: RunningServer, context: BrowserContext, page: Page, troubles: Troubles, tmp_path: Path
+) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
     troubles.expected = ("503",)
     chat = Chat(page, several.url)
     chat.option(max_tokens=8)
@@ -173,6 +205,22 @@ def test_several_models_are_chosen_and_looked_at(several: RunningServer, page: P
     models = page.get_by_role("group", name="Models").get_by_role("button")
     expect(models).to_have_text(["alpha 0 requests", "beta unloaded"])
     wait_for(lambda: bool(page.evaluate(TREES)[0][1]))
+    # the code of a call is for the model that it was of, whichever is chosen
+    code = f"""import sglang as sgl
+sgl.set_default_backend(sgl.RuntimeEndpoint("{several.url}/models/alpha"))
+
+@sgl.function
+def words(s):
+    s += "a b c" + sgl.gen("more", max_tokens=4, temperature=0)
+
+words.run().sync()
+"""
+    run_program(code, SGLANG_TRACE="server")
+    wait_for(lambda: bool(page.evaluate(CALLS)) and all(call["ended"] for call in page.evaluate(CALLS)[0][1]))
+    run, (call, *_) = page.evaluate(CALLS)[0]
+    page.get_by_role("link", name="Programs").click()
+    pick(page, "more")
+    check(texts_of(page, tmp_path), call)
     # a viewer of alpha does not keep it in memory: beta takes its place
     page.get_by_role("link", name="Chat").click()
     page.get_by_role("button", name="Options").click()
@@ -187,6 +235,14 @@ def test_several_models_are_chosen_and_looked_at(several: RunningServer, page: P
     post(several, "/v1/chat/completions", body)
     assert time.monotonic() - began < 60
     expect(page.get_by_role("alert")).to_contain_text("'alpha' is not in memory")
+    expect(models).to_have_text(["alpha unloaded", "beta 0 requests"])
+    page.get_by_role("link", name="Programs").click()
+    page.get_by_role("group", name="Runs").get_by_role("button", name=f"run {run[:6]}").click()
+    pick(page, "more")
+    page.get_by_role("button", name="The request as code").click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("'alpha' is not in memory")
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Machine").click()
     expect(models).to_have_text(["alpha unloaded", "beta 0 requests"])
     models.nth(1).click()
     expect(page.get_by_role("alert")).to_have_count(0)

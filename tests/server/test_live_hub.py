@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 
+from sglang.srt.config import HttpOptions
 from sglang.srt.errors import OverloadError
 from sglang.srt.machine_view import NodeView
-from sglang.srt.messages import SchedulerStats, TokenizedReq, ViewDelta
+from sglang.srt.messages import SchedulerStats, ViewDelta
 from sglang.srt.process.routing import Router
-from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.page.live import (
     MAX_VIEWERS,
     MAX_WAITING,
     NUM_AT_ONCE,
-    NUM_PROMPT_IDS,
     LiveHub,
     ViewerStream,
-    _params,
 )
 
 NUM_NODES = 1200
@@ -30,7 +28,7 @@ NUM_NODES = 1200
 
 def make_hub() -> LiveHub:
     manager = SimpleNamespace(on_view=None, draining=False, records=SimpleNamespace(observer=None), view=lambda on: None)
-    manager.tokenizer = None
+    manager.tokenizer, manager.http = None, HttpOptions()
     return LiveHub(manager)  # type: ignore[arg-type]
 
 
@@ -169,14 +167,3 @@ async def test_of_many_viewers_at_once_no_more_enter_than_there_are_places() -> 
         viewer.cancel()
     await asyncio.gather(*viewers, return_exceptions=True)
     assert not hub._viewers
-
-
-def test_parameters_are_told_of_requests_that_are_told_whole() -> None:
-    """Viewers see the request as code: with half a prompt or constraint it would be another one."""
-    sampling = SamplingParams(max_new_tokens=128, temperature=0.5, regex="[a-z]+")
-    told = _params(TokenizedReq("r", [1] * NUM_PROMPT_IDS, sampling))
-    assert told == {"max_new_tokens": 128, "temperature": 0.5, "regex": "[a-z]+"}
-    assert _params(TokenizedReq("r", [1] * (NUM_PROMPT_IDS + 1), sampling)) is None
-    assert _params(TokenizedReq("r", [1], sampling, adapter=1)) is None
-    assert _params(TokenizedReq("r", [1], sampling, healed="a")) is None
-    assert _params(TokenizedReq("r", [1], SamplingParams(regex="a" * 3000))) is None

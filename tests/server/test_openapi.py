@@ -28,7 +28,7 @@ EMBED = ("/v1/embeddings", "/encode", "/v1/rerank")
 NEED_ADAPTERS = {f"{version}/{verb}_lora_adapter" for version in ("", "/v1") for verb in ("load", "unload")}
 """what this server has none of: test_adapters.py"""
 STOPS_OTHERS = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
-PAGES = frozenset({"/", "/docs", "/openapi.json", "/page/live", *PageFiles().paths})
+PAGES = frozenset({"/", "/docs", "/openapi.json", "/page/live", "/page/request", *PageFiles().paths})
 
 
 @pytest.fixture

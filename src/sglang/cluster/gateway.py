@@ -32,7 +32,7 @@ from sglang.cluster.relay import JournalRoom, KeptBodies, Lost, Relay, headers_f
 from sglang.cluster.route_key import RouteKey, route_key
 from sglang.cluster.servers import Server, Servers
 from sglang.cluster.upstream import Headers, UpstreamLost
-from sglang.cluster.viewers import PATH as OF_VIEWERS
+from sglang.cluster.viewers import PATHS as OF_VIEWERS
 from sglang.cluster.viewers import Viewers
 from sglang.common.interrupts import wait_for
 from sglang.srt.errors import DeadlineError, EngineDeadError, NoSuchModelError, OverloadError, SglangError
@@ -212,7 +212,7 @@ class Gateway:
 
     async def _hand_on(self, name: str, path: str | None, scope: Scope, receive: Receive, send: Send, body: Pieces) -> None:
         """`path`: instead of the one that came. Raises OverloadError, EngineDeadError or DeadlineError."""
-        if (path or scope["path"]) == OF_VIEWERS:
+        if (path or scope["path"]) in OF_VIEWERS:
             await self._viewers.show(name, scope, receive, send, body)
             return
         target = target_of(scope, path)

@@ -37,11 +37,29 @@ LeaseOf = Callable[[str], AbstractAsyncContextManager[Server]]
 class ReplicaViews:
     """What one viewer sees. `names`: of the replicas that are there now. `lease`: of one of them."""
 
-    def __init__(self, names: Callable[[], Sequence[str]], lease: LeaseOf, target: bytes, headers: Headers) -> None:
+    def __init__(
+        self, names: Callable[[], Sequence[str]], lease: LeaseOf, target: bytes, headers: Headers, body: bytes
+    ) -> None:
         self._names, self._lease = names, lease
-        self._target, self._headers = target, headers
+        self._target, self._headers, self._body = target, headers, body
         self._events: asyncio.Queue[bytes] = asyncio.Queue(1)
         self._open: dict[str, tuple[int, asyncio.Task[None]]] = {}
+
+    async def answer(self) -> tuple[Head, bytes]:
+        """The answer of the replica that has what is asked for; else of one that has not. Raises OverloadError."""
+        found = None
+        for name in self._names():
+            with contextlib.suppress(SglangError, UpstreamLost, asyncio.TimeoutError):
+                exchange, head = await wait_for(self._ask(name), OPEN_SECONDS)
+                try:
+                    found = head, await _rest(exchange)
+                finally:
+                    exchange.close()
+                if head.status != 404:
+                    break
+        if found is None:
+            raise OverloadError("no replica answers now")
+        return found
 
     async def refusal(self) -> tuple[Head, bytes] | None:
         """The answer of a replica that does not show itself; None if one does. Raises OverloadError."""
@@ -95,7 +113,7 @@ class ReplicaViews:
         async with self._lease(name) as server:
             exchange = server.upstream.exchange()
         try:
-            return exchange, await exchange.send("POST", self._target, self._headers, [b"{}"])
+            return exchange, await exchange.send("POST", self._target, self._headers, [self._body])
         except BaseException:
             exchange.close()
             raise

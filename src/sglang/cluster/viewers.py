@@ -12,12 +12,13 @@ from starlette.types import Message, Receive, Scope, Send
 from sglang.cluster.relay import Lost, Relay, headers_back, headers_for, target_of
 from sglang.cluster.replica_views import ReplicaViews
 from sglang.cluster.servers import Servers
-from sglang.cluster.upstream import Upstream
+from sglang.cluster.upstream import Head, Upstream
 from sglang.common.interrupts import wait_for
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.limits.json_limits import Pieces
 
-PATH = "/page/live"
+LIVE, REQUEST = "/page/live", "/page/request"
+PATHS = frozenset({LIVE, REQUEST})
 END_SECONDS = 1.0
 """for the end of a stream to be sent to a viewer that may not be reading"""
 
@@ -55,18 +56,20 @@ class Viewers:
 
     def _shown(self, name: str, scope: Scope, receive: Receive, send: Send, body: Pieces) -> Coroutine[Any, Any, Any]:
         """Raises OverloadError while the model is not in memory."""
+        path = REQUEST if scope["path"].endswith(REQUEST) else LIVE
         if self._pool.wants_key:
             views = ReplicaViews(
                 self._pool.replicas,
                 lambda replica: self._pool.lease(name, is_use=False, replica=replica),
-                target_of(scope, PATH),
+                target_of(scope, path),
                 headers_for(scope),
+                b"".join(body),
             )
-            return _joined(views, receive, send)
+            return _joined(views, receive, send) if path == LIVE else _told(views, send)
         run = self._pool.entries[name].run
         if run is None or not run.is_ready:
             raise OverloadError(f"the model {name!r} is not in memory; it is loaded by the first request for it")
-        return self._relayed(Relay(scope, receive, send, target_of(scope, PATH), body), run.child.upstream)
+        return self._relayed(Relay(scope, receive, send, target_of(scope, path), body), run.child.upstream)
 
     @staticmethod
     async def _relayed(relay: Relay, upstream: Upstream) -> int:
@@ -83,13 +86,22 @@ class Viewers:
             relaying.cancel()
 
 
+async def _whole(answer: tuple[Head, bytes], send: Send) -> None:
+    head, body = answer
+    await send({"type": "http.response.start", "status": head.status, "headers": headers_back(head)})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _told(views: ReplicaViews, send: Send) -> None:
+    """The answer of the replica that had the request."""
+    await _whole(await views.answer(), send)
+
+
 async def _joined(views: ReplicaViews, receive: Receive, send: Send) -> None:
     """The streams of all replicas as one, until the viewer leaves."""
     refusal = await views.refusal()
     if refusal is not None:
-        head, body = refusal
-        await send({"type": "http.response.start", "status": head.status, "headers": headers_back(head)})
-        await send({"type": "http.response.body", "body": body})
+        await _whole(refusal, send)
         return
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),

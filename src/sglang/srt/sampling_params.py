@@ -16,6 +16,8 @@ from sglang.common.suggest import did_you_mean
 from sglang.srt.errors import RequestError
 from sglang.srt.json_style import JsonStyle, with_style
 
+SEED_BITS = 53
+"""of seeds that the server chooses: every JSON parser reads them as they are, so that whoever is told one can send it back"""
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this are greedy: the largest logit wins."""
 

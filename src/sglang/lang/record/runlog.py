@@ -8,14 +8,18 @@ Streams read events from here while the program runs, and recordings are written
     var_delta   name, text           it wrote a piece
     var_end     name, value, meta    the variable has its value
     fork        children             branches split off (their ids)
-    call        name, text, value,   the backend was called: the prompt, {"kind", "options"} and its answer; only in recordings
+    call        name, text, value,   the backend was called: the prompt, {"kind", "options", "images"} and its answer; only in recordings
                 meta, started
+    image       name, value          data of an image of the calls that follow, by its SHA-256; only in recordings
     error       text                 the branch failed
     end                              the branch has nothing left to do
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +28,11 @@ from typing import Any, Literal
 
 from sglang.lang.concurrency.watch import Watch
 
-EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "call", "error", "end"]
+EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "call", "image", "error", "end"]
+
+
+MAX_IMAGE = 4 << 20
+"""characters of an image's data that a recording has"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class RunLog:
     sink: Callable[[Event], None] | None = None
     """gets every event as it is added"""
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _images: set[str] = field(default_factory=set)
 
     def add(self, kind: EventKind, branch: str, **fields: Any) -> None:
         with self._lock:  # branches run on the event loop and on the program's thread
@@ -62,6 +71,21 @@ class RunLog:
             if self.sink is not None:
                 self.sink(event)
         self.watch.bump()
+
+    def note_image(self, data: str) -> dict[str, Any]:
+        """What a call says of an image (ir.Image.data): its URL, or {"sha256", "size"} of its file. The data, if they are not too long,
+        are an event by themselves, once."""
+        if "://" in data[:10]:
+            return {"url": data}
+        try:
+            file = base64.b64decode(data.removeprefix("video:"))
+        except binascii.Error:  # it is for the server to refuse
+            file = data.encode()
+        digest = hashlib.sha256(file).hexdigest()
+        if len(data) <= MAX_IMAGE and digest not in self._images:
+            self._images.add(digest)
+            self.add("image", "0", name=digest, value=data)
+        return {"sha256": digest, "size": len(file)}
 
     @property
     def now(self) -> float:

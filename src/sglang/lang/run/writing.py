@@ -133,7 +133,9 @@ def _record_call(
 ) -> None:
     """Keeps a call whole, so that a recording can answer it again."""
     if state.log is not None and state.log.records_calls:
-        value = {"kind": kind, "options": dict(options), "answer": answer}
+        value: dict[str, Any] = {"kind": kind, "options": dict(options), "answer": answer}
+        if prompt.images:
+            value["images"] = [state.log.note_image(image.data) for image in prompt.images]
         state.record("call", name=piece.name, text=prompt.text, value=value, started=started)
 
 

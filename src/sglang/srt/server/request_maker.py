@@ -15,7 +15,7 @@ from sglang.srt.config import BACKGROUND, HttpOptions
 from sglang.srt.errors import ContextLengthError, RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import LogprobOptions, TokenizedReq, pack_ids
-from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.sampling_params import SEED_BITS, SamplingParams
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
 from sglang.srt.server.http.request_scope import RequestScope, current_scope
 from sglang.srt.server.limits.parameter_room import check_parameters
@@ -277,7 +277,7 @@ class RequestMaker:
         """With a seed, if tokens are sampled: it is fixed here, for whichever scheduler generates them."""
         if choice.seed is not None or choice.is_greedy:
             return choice
-        seed = scope.journal.seed() if scope.journal is not None else self._seeds.getrandbits(63)
+        seed = scope.journal.seed() if scope.journal is not None else self._seeds.getrandbits(SEED_BITS)
         return msgspec.structs.replace(choice, seed=seed)
 
     def _logprob_budget(self, samplings: list[SamplingParams]) -> LogprobBudget:

@@ -160,7 +160,7 @@ class TokenizerManager:
                 await self._in_flight.begin(call, requests)
         else:
             await self._in_flight.begin(call, requests)
-        self.records.received(requests)
+        self.records.received(requests, req)
         return call
 
     async def count_tokens(self, req: GenerateReq) -> int:

@@ -18,6 +18,7 @@ import msgspec
 
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import TokenOut
+from sglang.srt.sampling_params import SEED_BITS
 
 HEADER = b"x-sglang-journal"
 OUTPUT = b": out "
@@ -46,7 +47,7 @@ class Journal:
         return f"{self._names.getrandbits(128):032x}"
 
     def seed(self) -> int:
-        return self._seeds.getrandbits(63)
+        return self._seeds.getrandbits(SEED_BITS)
 
     def read(self, lines: bytes) -> None:
         """Takes the outputs that another server has sent. Raises RequestError."""

@@ -14,17 +14,19 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from sglang.common.interrupts import wait_for
+from sglang.common.prefixes import first_difference
 from sglang.srt.errors import OverloadError
 from sglang.srt.machine_view import NodeView
 from sglang.srt.messages import TokenizedReq, ViewDelta
 from sglang.srt.server.calls import Sequence
+from sglang.srt.server.generate_req import GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.page.kept import KeptRequests, bare_prompt, choice_start, text_of
 from sglang.srt.server.page.latencies import Latencies
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -34,12 +36,10 @@ MAX_WAITING = 200
 NUM_AT_ONCE = 500
 """nodes of one event"""
 ALIVE_SECONDS = 1.0
-MAX_CALLS, MAX_SAMPLES = 2000, 32
+MAX_CALLS, MAX_SAMPLES, MAX_CHOICES = 2000, 32, 500
 """requests of programs that are followed at once, and of one call"""
 NUM_PROMPT_IDS = 600
 """of a prompt's end, and of an answer's beginning"""
-MAX_PARAMS = 2 << 10
-"""bytes of the sampling parameters of one request"""
 
 
 class Viewer:
@@ -109,6 +109,9 @@ class LiveHub:
         """the mirrors as events, until something changes: viewers who are late together share them"""
         self._runs: dict[str, dict[str, str]] = {}
         """by rid, which run and branch requests of programs are of that are under way, and of which choices"""
+        self._num_scored: dict[str, int] = {}
+        """by rid, how many tokens choices have"""
+        self._kept = KeptRequests(manager.http)
         self._latencies = Latencies()
         manager.on_view = self._take
 
@@ -147,6 +150,8 @@ class LiveHub:
             self._manager.records.observer = None
             self._latencies.clear()
             self._runs.clear()
+            self._num_scored.clear()
+            self._kept.clear()
             self._mirrors.clear()
             self._encoded = None
 
@@ -170,14 +175,21 @@ class LiveHub:
 
     # --- requests -------------------------------------------------------------------------------------------------------------
 
-    def begun(self, requests: list[TokenizedReq]) -> None:
+    def begun(self, requests: list[TokenizedReq], req: GenerateReq) -> None:
         """Requests have begun; those of programs of ours say so."""
         scope = current_scope()
         if not scope.run or len(self._runs) >= MAX_CALLS:
             return
         run, _, branch = scope.run.partition("/")
-        for request in requests[:MAX_SAMPLES]:
-            start = _choice_start(request)
+        followed = requests[: MAX_CHOICES if choice_start(requests[0]) else MAX_SAMPLES]
+        self._kept.note(followed, req)
+        bare = bare_prompt(req)
+        begins = first_difference(requests[0].input_ids, [one.input_ids for one in followed[1:]]) if bare is not None else 0
+        is_unconditional = req.begins_alike and not choice_start(requests[-1])
+        for i, request in enumerate(followed):
+            start = begins or choice_start(request)
+            if (bare is not None and not i) or (req.begins_alike and not start):
+                continue  # the prompt of choices alone, or a choice without the prompt
             place = {"run": run, "branch": branch, "rid": request.rid}
             if start:
                 place["choice_of"] = requests[0].rid
@@ -191,16 +203,22 @@ class LiveHub:
                 "prompt": self._text(prompt[-NUM_PROMPT_IDS:]),
                 "constraint": request.sampling.grammar is not None,
                 "max_new_tokens": request.sampling.max_new_tokens,
-                "params": _params(request),
             }
             if start:
                 call["choice"] = self._text(request.input_ids[start : start + NUM_PROMPT_IDS])
+                call["unconditional"] = is_unconditional
+                self._num_scored[request.rid] = len(request.input_ids) - start
             self._tell(_event({"call": call}))
+
+    async def request_of(self, rid: str) -> dict[str, Any] | None:
+        """The request of a call, with which anybody gets the same answer (kept.py); None if it is not known any more."""
+        return await self._kept.told(rid, self._manager.tokenizer)
 
     def ended(self, sequence: Sequence, reason: str) -> None:
         """A request is over."""
         self._latencies.note(sequence, reason)
         place = self._runs.pop(sequence.request.rid, None)
+        num_scored = self._num_scored.pop(sequence.request.rid, 0)
         if place is None:
             return
         progress = sequence.progress
@@ -216,7 +234,8 @@ class LiveHub:
             "retracted": last.num_retractions if last is not None else 0,
         }
         if "choice_of" in place and last is not None and last.input_logprobs is not None:
-            known = [logprob for logprob, _ in last.input_logprobs.chosen() if logprob is not None]
+            scored = [logprob for logprob, _ in last.input_logprobs.chosen()][-num_scored:]
+            known = [logprob for logprob in scored if logprob is not None]
             call["score"] = sum(known) / len(known) if known else None
         self._tell(_event({"call": call}))
 
@@ -228,8 +247,7 @@ class LiveHub:
         tokenizer = self._manager.tokenizer
         if tokenizer is None:
             return " ".join(map(str, ids))
-        table = tokenizer.vocabulary.token_bytes
-        return b"".join(table[i] if 0 <= i < len(table) else b"" for i in ids).decode(errors="replace")
+        return text_of(ids, tokenizer)
 
 
 class ViewerStream(StreamingResponse):
@@ -245,21 +263,6 @@ class ViewerStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._hub.leave(self._viewer)
-
-
-def _params(request: TokenizedReq) -> dict[str, Any] | None:
-    """The sampling parameters with which the prompt's text alone is the same request; None if viewers are not told all of it."""
-    is_told = len(request.input_ids) <= NUM_PROMPT_IDS and not request.media and not request.adapter and not request.healed
-    if not is_told or len(msgspec.json.encode(request.sampling)) > MAX_PARAMS:
-        return None
-    params: dict[str, Any] = msgspec.to_builtins(request.sampling)
-    return {"max_new_tokens": request.sampling.max_new_tokens, **params}
-
-
-def _choice_start(request: TokenizedReq) -> int:
-    """Where the choice begins that a request scores (/score_choices); 0 if it does something else."""
-    scores = request.sampling.max_new_tokens == 0 and request.logprobs is not None
-    return max(request.logprobs.start_len, 0) if scores and request.logprobs is not None else 0
 
 
 def _event(data: dict[str, Any]) -> bytes:

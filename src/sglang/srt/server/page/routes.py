@@ -10,8 +10,12 @@ from starlette.responses import Response
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import AdminOnlyError
+from sglang.srt.server.fields import Fields, as_text
 from sglang.srt.server.http.auth import operator_only
+from sglang.srt.server.http.bodies import read_object
 from sglang.srt.server.http.browsers import LOOPBACK_NAMES, is_address
+from sglang.srt.server.http.wire import JsonResponse, LargeJsonResponse
+from sglang.srt.server.openapi import schemas
 from sglang.srt.server.page.files import POLICY, PREFIX, PageFile, PageFiles
 from sglang.srt.server.page.live import LiveHub, ViewerStream
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -19,6 +23,8 @@ from sglang.srt.server.tokenizer_manager import TokenizerManager
 Handler = Callable[[Request], Awaitable[Response]]
 Table = list[tuple[str, list[str], Handler]]
 
+_REQUEST = Fields.of({"rid": schemas.RID}, required=("rid",), name="PageRequest")
+NOT_KEPT = "the server does not have this request any more: it keeps the newest ones while somebody looks"
 DOCS_FILES = f"{PREFIX}vendor/docs/"
 DOCS_POLICY = "; ".join(
     [
@@ -55,16 +61,27 @@ class PageApi:
         table: Table = [("/docs", ["GET"], _serve(self._files.named(f"{PREFIX}docs.html"), DOCS_POLICY))]
         if self._is_on:
             table.append(("/page/live", ["POST"], operator_only(self._live)))
+            table.append(("/page/request", ["POST"], operator_only(self._request)))
         return table + [(path, ["GET"], _serve(self._files.named(path))) for path in sorted(self.open_paths - {"/docs"})]
 
     async def _live(self, request: Request) -> Response:
         """The machine as it runs: the prefix tree with the beginnings of its texts, steps, and the state, as server-sent events. By
         POST, which pages of other origins may not use."""
+        self._check_may_look()
+        return ViewerStream(self._hub)
+
+    async def _request(self, request: Request) -> Response:
+        """{rid}, as the event stream has it -> the request of a program's call, as anybody could send it."""
+        self._check_may_look()
+        rid = as_text(await read_object(request, _REQUEST), "rid")
+        found = await self._hub.request_of(rid or "")
+        return LargeJsonResponse(found) if found is not None else JsonResponse({"error": {"message": NOT_KEPT}}, 404)
+
+    def _check_may_look(self) -> None:
         if not self._may_look:
             raise AdminOnlyError(
                 "the machine view needs --admin-api-key here: this server accepts other machines and has no API keys"
             )
-        return ViewerStream(self._hub)
 
     def _is_of_docs(self, path: str) -> bool:
         return path.startswith((DOCS_FILES, f"{PREFIX}docs."))

@@ -16,7 +16,7 @@ import msgspec
 from sglang.srt.config import HttpOptions
 from sglang.srt.messages import SchedulerStats, TokenizedReq, TokenOut
 from sglang.srt.server.calls import Sequence
-from sglang.srt.server.generate_req import HEALTH_RIDS, GenerateOut, own_rid
+from sglang.srt.server.generate_req import HEALTH_RIDS, GenerateOut, GenerateReq, own_rid
 from sglang.srt.server.telemetry.metrics import Metrics
 from sglang.srt.server.telemetry.tracing import Moments, Tracing
 
@@ -96,7 +96,7 @@ class RequestLog:
 class CallObserver(Protocol):
     """Observes calls as they run (page/live.py)."""
 
-    def begun(self, requests: list[TokenizedReq]) -> None: ...
+    def begun(self, requests: list[TokenizedReq], req: GenerateReq) -> None: ...
 
     def ended(self, sequence: Sequence, reason: str) -> None: ...
 
@@ -114,10 +114,10 @@ class CallRecords:
         self.leaving: dict[str, list[Sequence]] = {}
         """dropped; the scheduler has not said its last about them"""
 
-    def received(self, requests: list[TokenizedReq]) -> None:
+    def received(self, requests: list[TokenizedReq], req: GenerateReq) -> None:
         """A call has begun."""
         if self.observer is not None:
-            self.observer.begun(requests)
+            self.observer.begun(requests, req)
         if self.metrics is not None:
             self.metrics.received(requests)
 

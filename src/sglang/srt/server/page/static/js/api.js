@@ -2,6 +2,7 @@
 import { KeptStore, Store, inTab } from "./lib.js";
 
 const KEY = "sglang.key";
+export const CHAT = "/v1/chat/completions";
 /** Where the server is, whatever stands before its paths (--root-path). */
 export const BASE = new URL("../../", import.meta.url);
 
@@ -162,9 +163,9 @@ export const pathOf = (path, known = server.value) => pathTo(known, cardOf(known
 /** A path of the server of the model with this name. */
 export const pathOfModel = (name, path) => pathTo(server.value, { id: name }, path);
 
-/** What programs of our language name: {base, adapter} of the chosen model. */
-export function partsOf(known = server.value) {
-  const card = cardOf(known);
-  const base = rootOf(card);
-  return { base, adapter: card && base !== card.id && card.name.startsWith(`${base}:`) ? card.name.slice(base.length + 1) : null };
+/** What programs of our language name: {base, adapter} of a model, by default the chosen one. */
+export function partsOf(known = server.value, name = modelOf(known)) {
+  const card = known?.models.find((one) => one.name === name) ?? known?.models.find((one) => String(name).startsWith(`${one.name}:`) && typeof one.parent !== "string");
+  const base = card ? rootOf(card) : name;
+  return { base, adapter: card && String(name).startsWith(`${base}:`) ? name.slice(String(base).length + 1) : null };
 }

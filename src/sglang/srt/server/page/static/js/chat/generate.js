@@ -1,5 +1,5 @@
 // An answer on its way: the request, its stream, and what is noted of it.
-import { events, loadServer, modelOf, send, server } from "../api.js";
+import { CHAT, events, loadServer, modelOf, send, server } from "../api.js";
 import { add, growing, keep, pathTo, systemOf, touch } from "./conversations.js";
 import { announce, parseJson } from "../lib.js";
 import { options, tokenView, toolsOf } from "./options.js";
@@ -98,7 +98,7 @@ export async function answer(conversation, parent, { begun = "", tokens = null }
     const terms = termsFor(conversation, begun);
     node.terms = JSON.stringify(terms);
     const body = requestOn(terms, conversation, parent);
-    const response = await send("/v1/chat/completions", streamed(body, view), abort.signal);
+    const response = await send(CHAT, streamed(body, view), abort.signal);
     for await (const event of events(response)) {
       take(node, event, times);
       touch(conversation, node);

@@ -5,6 +5,7 @@ import { answer, isRunning, requestOf, stop } from "./generate.js";
 import { Long, Markdown } from "./markdown.js";
 import { Legend, textBefore, Tokens } from "./tokens.js";
 import { tokenView } from "./options.js";
+import { CHAT } from "../api.js";
 import { CodeDialog } from "../request_code.js";
 
 function Branches({ node }) {
@@ -150,7 +151,7 @@ export class Message extends Component {
       ${node.error && html`<p class="error" role="alert"><${Long} text=${node.error} most=${LONGEST_ERROR} /></p>`}
       ${node.role === "assistant" && !busy && html`<${Stats} node=${node} />`}
       ${!editing && html`<${Tools} node=${node} busy=${busy} onEdit=${() => this.setState({ editing: true })} onCode=${() => this.setState({ code: true })} onDelete=${remove} />`}
-      ${code && html`<${CodeDialog} path="/v1/chat/completions" bodyOf=${() => requestOf(current.value, node)} onClose=${close} />`}
+      ${code && html`<${CodeDialog} request=${() => ({ path: CHAT, body: requestOf(current.value, node) })} onClose=${close} />`}
       ${unwanted && html`<${Question} title="Delete this message?" name="Delete" onYes=${() => cut(conversation, node.id)} onClose=${close}>
         <p>${plural(numBelow(conversation, node.id), "message")} after it will be deleted as well, in all versions.</p><//>`}
     </article>`;

@@ -1,6 +1,6 @@
 // Constraints: an editor that says what is wrong while it is written, and the answer as it is held to them.
 import { html, useState, useEffect, useRef, useStore, parseJson, Icon, KeptStore, Store, inTab } from "../lib.js";
-import { events, modelOf, pathOf, postJson, send, server } from "../api.js";
+import { CHAT, events, modelOf, pathOf, postJson, send, server } from "../api.js";
 import { RequestCode } from "../request_code.js";
 import { JsonError, readBeginning, readJson } from "./json_text.js";
 import { EXAMPLES } from "./examples.js";
@@ -117,7 +117,7 @@ export function Constraints() {
     const grown = { text: "", error: null, busy: true, finish: null };
     answered.set(grown);
     try {
-      const response = await send("/v1/chat/completions", { ...body(), stream: true }, abort.signal);
+      const response = await send(CHAT, { ...body(), stream: true }, abort.signal);
       for await (const event of events(response)) {
         const choice = event.choices?.[0];
         grown.text += choice?.delta?.content ?? "";
@@ -159,7 +159,7 @@ export function Constraints() {
       ${answer?.error && html`<p class="error" role="alert">${answer.error}</p>`}
       ${shown === "form" && html`<div class="form"><${Field} name=${null} coming=${{ left: NUM_COMING }} schema=${schema} root=${schema} value=${answer ? readBeginning(answer.text) : undefined} /></div>`}
       ${shown === "text" && html`<pre class="answer-text" tabindex="0"><code>${answer?.text ?? ""}</code></pre>`}
-      ${shown === "code" && (problem || !isJson ? html`<p class="hint">Mend the constraint first.</p>` : html`<${RequestCode} path="/v1/chat/completions" body=${body()} />`)}
+      ${shown === "code" && (problem || !isJson ? html`<p class="hint">Mend the constraint first.</p>` : html`<${RequestCode} request=${{ path: CHAT, body: body() }} />`)}
       ${answer?.finish === "length" && html`<p class="hint">The answer was cut after 500 tokens.</p>`}
     </section>
   </div>`;

@@ -1,6 +1,6 @@
 // The machine as the server tells of it: of each replica a mirror of its prefix tree, its last steps, its state.
 import { Store } from "../lib.js";
-import { events, getKey, loadServer, pathOf, pathOfModel, send } from "../api.js";
+import { events, getKey, loadServer, partsOf, pathOf, pathOfModel, postJson, send } from "../api.js";
 
 const MAX_STEPS = 600;
 const RATE_SECONDS = 2;
@@ -37,7 +37,7 @@ function forgetReplicas() {
   addReplica(0);
 }
 
-/** run -> {id, calls: rid -> call, began}, newest last; a call {branch, rid, name, at, ended, prompt, text, ...} */
+/** run -> {id, model, calls: rid -> call, began}, newest last: `model` is the one whose server it runs on; a call {branch, rid, name, at, ended, prompt, text, ...} */
 export const runs = new Map();
 const MAX_RUNS = 50;
 const MAX_CALLS = 2000;
@@ -130,13 +130,19 @@ function takeNodes(all, event) {
 
 function noteCall(call) {
   if (!/^0(\.|$)/.test(call.branch)) call.branch = "0"; // it is no program of ours
-  if (!runs.has(call.run)) runs.set(call.run, { id: call.run, calls: new Map(), began: call.at ?? call.ended });
+  if (!runs.has(call.run)) runs.set(call.run, { id: call.run, model: live.value.model ?? partsOf().base, calls: new Map(), began: call.at ?? call.ended });
   const { calls } = runs.get(call.run);
   if (call.choice_of) noteChoice(calls, call);
   else if (calls.has(call.rid)) Object.assign(calls.get(call.rid), call);
   else if (call.at !== undefined && calls.size < MAX_CALLS) calls.set(call.rid, call);
   while (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
   runNews.set(runNews.value + 1);
+}
+
+/** The request of a call, as code_forms.js has it. Throws an ApiError if the server does not have it any more. */
+export async function requestOf(run, call) {
+  const { path, unsaid, ...told } = await postJson(pathOfModel(run.model, "/page/request"), { rid: call.rid });
+  return { ...told, model: run.model, path: pathOfModel(run.model, path), notes: unsaid.map((what) => `${what}, which this request does not say`) };
 }
 
 /** The choices of a `select` are requests of their own; together they are one call. */
@@ -154,7 +160,7 @@ function noteChoice(calls, { choice_of: rid, rid: own, choice, score, ended, cac
   const scores = [...call.scores.values()];
   const isOver = scores.every((one) => one[2] !== undefined);
   call.choices = scores.map(([text, logprob]) => [text, logprob]);
-  if (isOver) Object.assign(call, { ended: Math.max(...scores.map((one) => one[2])), text: best(call.choices) });
+  if (isOver) Object.assign(call, { ended: Math.max(...scores.map((one) => one[2])), text: call.unconditional ? "" : best(call.choices) });
 }
 
 const best = (choices) => choices.reduce((a, b) => ((b[1] ?? -Infinity) > (a[1] ?? -Infinity) ? b : a))[0];

@@ -1,10 +1,10 @@
 // Programs: their runs as they happen, or from recordings: branches as lanes on a line of time, forks, and what each request read and said.
 import { html, useEffect, useMemo, useRef, useState, useStore, em, seconds, plural, readFile, CopyButton, IconButton } from "../lib.js";
-import { pathOf, server } from "../api.js";
-import { plainSampling } from "../chat/options.js";
-import { CodeDialog, languageHead } from "../request_code.js";
-import { live, look, placeOf, runNews, runs } from "../machine/live.js";
-import { readRecording } from "./recording.js";
+import { server } from "../api.js";
+import { languageHead } from "../code_forms.js";
+import { CodeDialog } from "../request_code.js";
+import { live, look, placeOf, requestOf, runNews, runs } from "../machine/live.js";
+import { readRecording, recordedRequest } from "./recording.js";
 
 const MAX_LANES = 200;
 
@@ -96,10 +96,7 @@ export function spansOf(call, calls) {
   return spans;
 }
 
-/** The request as the server would take it from anybody. */
-const bodyOf = (call) => ({ text: call.prompt, sampling_params: { ...plainSampling(), ...call.params } });
-
-function Call({ call, calls }) {
+function Call({ run, call, calls }) {
   const [code, setCode] = useState(false);
   const figures = [
     call.prompt_len !== null && `prompt ${plural(call.prompt_len, "token")}`,
@@ -111,11 +108,12 @@ function Call({ call, calls }) {
   ];
   return html`<section class="call-text" aria-label="Request">
     <div class="row"><h3>${call.name || "Request"} <span class="hint">branch ${call.branch}</span></h3><span class="space"></span>
-      ${call.params && !call.choices && html`<${IconButton} icon="code" label="The request as code" onClick=${() => setCode(true)} />`}</div>
-    ${code && html`<${CodeDialog} path=${pathOf("/generate")} bodyOf=${() => bodyOf(call)} onClose=${() => setCode(false)} />`}
+      <${IconButton} icon="code" label="The request as code" onClick=${() => setCode(true)} /></div>
+    ${code && html`<${CodeDialog} request=${() => (call.recorded ? recordedRequest(run, call) : requestOf(run, call))} onClose=${() => setCode(false)} />`}
     <p class="stats">${figures.filter(Boolean).map((part) => html`<span>${part}</span>`)}</p>
     <pre tabindex="0">${spansOf(call, calls).map((span) => html`<span class=${`span-${span.from}`} title=${span.from === "model" ? `written by the model before${span.name ? `: ${span.name}` : ""}` : undefined}>${span.text}</span>`)}<span class=${call.choices ? "span-choice" : "span-now"}>${call.text ?? ""}</span></pre>
     ${call.choices && html`<ul class="scored">${call.choices.map(([choice, score]) => html`<li class=${choice === call.text ? "on" : ""}><code>${choice}</code> ${score === null ? "" : score.toFixed(3)}</li>`)}</ul>`}
+    ${call.unconditional && html`<p class="hint">The program compares these with the scores that the choices have without the prompt.</p>`}
     <p class="hint"><span class="key c-program">program</span> <span class="key c1">model, before</span> <span class="key c0">this answer</span></p>
   </section>`;
 }
@@ -201,6 +199,6 @@ export function Programs() {
     <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${setPicked} />`}</div>
     ${run && html`${run.isCut && html`<p class="hint">The first ${run.calls.size} requests of the run are shown.</p>`}<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained, or a choice</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
     ${!run && html`<${Empty} />`}
-    ${call && html`<${Call} key=${call.rid} call=${call} calls=${calls} />`}
+    ${call && html`<${Call} key=${`${run.id} ${call.rid}`} run=${run} call=${call} calls=${calls} />`}
   </div>`;
 }
