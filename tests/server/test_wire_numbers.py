@@ -55,3 +55,16 @@ def test_sizes_of_chunks_are_digits() -> None:
 def test_refusals_under_load_have_a_retry_after(path: str) -> None:
     response = error_response(OverloadError("the queue is full"), path)
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+def test_errors_that_cause_each_other_are_told_once() -> None:
+    """Of a chain with a ring in it every error loses its frames, and the answer comes."""
+    errors = [OverloadError("first"), OverloadError("second"), ValueError("third")]
+    for error in errors:
+        try:
+            raise error
+        except Exception:  # noqa: BLE001  it has frames now
+            pass
+    errors[0].__cause__, errors[1].__cause__, errors[1].__context__ = errors[1], errors[0], errors[2]
+    assert error_response(errors[0], "/generate").status_code == 503
+    assert [error.__traceback__ for error in errors] == [None] * 3

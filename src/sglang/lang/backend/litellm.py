@@ -57,9 +57,11 @@ class LiteLLM(BaseBackend):
     def _failure(self, error: Exception) -> Exception:
         module = self._litellm
         cause: BaseException | None = error
-        while cause is not None:  # litellm calls a refused connection an internal server error
+        seen: list[BaseException] = []
+        while cause is not None and cause not in seen:  # litellm calls a refused connection an internal server error
             if isinstance(cause, (ConnectionError, module.exceptions.openai.APIConnectionError)):
                 return as_backend_error(error, (type(error),), (module.Timeout,))
+            seen.append(cause)
             cause = cause.__cause__ or cause.__context__
         return as_backend_error(error, (module.APIConnectionError,), (module.Timeout,))
 

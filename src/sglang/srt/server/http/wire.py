@@ -169,10 +169,14 @@ def _anthropic_length(error: ContextLengthError) -> str:
 def error_response(error: SglangError, path: str) -> Response:
     """What is told of an error that nobody handles any more. Its frames, which hold the body, end with it; else cycles of them would
     wait for the garbage collector, which counts objects and not bytes."""
-    told: BaseException | None = error
-    while told is not None:
-        told.__traceback__ = None
-        told = told.__cause__ or told.__context__
+    told: list[BaseException | None] = [error]
+    seen: set[int] = set()  # errors may be each other's cause
+    while told:
+        one = told.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            told += (one.__cause__, one.__context__)
     headers = {"Retry-After": "1"} if status_of(error) == 503 else {}
     if speaks_anthropic(path):
         return JsonResponse(anthropic_error(error), status_of(error), headers | request_id())
