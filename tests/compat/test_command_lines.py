@@ -19,6 +19,7 @@ from tests.conftest import free_port
 TAKEN = [
     "--model-path M --host 0.0.0.0 --port 30000",
     "--model M -tp 2",
+    "--model-path M -dp 8",
     "--model-path M -tp=2 -dp 1 -pp 1",
     "--model_path M --tp_size 1 --mem_fraction_static 0.8",
     "--model-path M --host 0.0.0.0 --reasoning-parser deepseek-r1 --log-level warning --log-level-http error",
@@ -44,7 +45,6 @@ NOTED = {
     "--model-path M --file-storage-pth st --return-token-ids --n-share-experts-fusion 8": "always have output_ids",
 }
 REFUSED = {
-    "--model-path M -dp 8": "--dp-size 8 is not possible here: one server is one replica",
     "--model-path M --uno-lora-path /x": "--uno-lora-path /x is not possible here: adapters of this kind",
     "--model-path M --disaggregation-mode prefill": "--disaggregation-mode prefill is not possible here: a server does both",
     "--model-path M --log-level-http nonsense": "--log-level-http: invalid choice: 'nonsense'",

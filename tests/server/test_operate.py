@@ -222,7 +222,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         pids = server.children()
         assert server.stop(signal.SIGTERM, 20) == 0
         try:
-            assert future.result(timeout=20).status_code == 500
+            assert future.result(timeout=20).status_code == 503
         except httpx.TransportError:
             pass
     wait_dead(pids)
