@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="run by make test-cluster")
 
 from ray.exceptions import RayActorError
+from ray.serve.exceptions import RequestCancelledError
 
 from sglang.cluster.gateway import Gateway
 from sglang.cluster.metrics import GatewayMetrics
@@ -79,7 +80,10 @@ class Response:
         serve.running[name] += 1
         place = {"host": name, "port": 1, "token": "", "pid": 1, "fingerprint": serve.bits[name], "replica": str(name)}
         yield place
-        await serve.deaths[name].wait()
+        try:
+            await serve.deaths[name].wait()
+        except asyncio.CancelledError:  # so it comes where the call is cancelled as well
+            raise RequestCancelledError("1") from None
         raise RayActorError
 
     def cancel(self) -> None:
@@ -153,6 +157,24 @@ async def test_a_replica_that_dies_breaks_off_what_is_said_to_its_server() -> No
                 await asyncio.wait_for(asked, 10)
             assert not others.done()
             others.cancel()
+    silent.close()
+
+
+async def test_a_lease_that_is_given_back_breaks_nothing_off() -> None:
+    """Other requests go on at its server."""
+    serve = Serve("a")
+    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    with pool_of(serve) as pool:
+        async with pool.lease("m", key_of("x")) as turn:
+            turn.upstream._address = Address(host="127.0.0.1", port=silent.sockets[0].getsockname()[1])
+            asked = asyncio.ensure_future(turn.upstream.ask("POST", "/generate"))
+            await asyncio.sleep(0.1)
+            async with contextlib.AsyncExitStack() as stack:
+                for i in range(leases.MAX_FREE + 3):
+                    await stack.enter_async_context(pool.lease("m", key_of(f"{i}")))
+            await asyncio.sleep(0.1)
+            assert serve.running["a"] <= 1 + leases.MAX_FREE and not asked.done()
+            asked.cancel()
     silent.close()
 
 

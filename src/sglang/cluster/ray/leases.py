@@ -100,6 +100,7 @@ class Lease:
         self._response = response
         self.server = server
         self.freed_at = 0.0
+        self._is_over = False
         self._watching = asyncio.ensure_future(self._watch(places))
 
     async def _watch(self, places: AsyncIterator[dict[str, Any]]) -> None:
@@ -107,10 +108,13 @@ class Lease:
             async for _ in places:
                 pass
         except (RayError, RayServeException) as error:
+            if self._is_over:  # we have ended it ourselves; others have theirs
+                return
             logger.debug("A lease of %s has ended: %r", self.server.replica, error)
             self.server.upstream.break_off()
 
     def give_back(self) -> None:
+        self._is_over = True
         self._watching.cancel()
         self._response.cancel()
 
