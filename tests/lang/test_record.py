@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from sglang import ProgramState, RuntimeEndpoint, cli
 from sglang.lang.record import runlog
 from sglang.lang.record.recording import Recorder, ReplayBackend, ReplayError, read_recording
 from sglang.lang.record.viewer import main, render_fragment
+from sglang.lang.run.streams import wait_until
 
 from .native_server import NativeServer
 
@@ -107,6 +111,75 @@ def test_failures_are_recorded(native: NativeServer, backend: RuntimeEndpoint, t
     path = tmp_path / "run.jsonl"
     assert program.run("Who?", record=path).error() is not None
     assert any(row["kind"] == "error" and "not today" in row["text"] for row in read_recording(path))
+
+
+class Watched(Recorder):
+    """Keeps, with each kind of event, whether the state had ended when it was written."""
+
+    def __init__(self, path: Path, full: str = "") -> None:
+        super().__init__(path)
+        self.state: ProgramState | None = None
+        self.seen: list[tuple[str, bool]] = []
+        self.full = full
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if self.state is not None:
+            executor = self.state.stream_executor
+            self.seen.append((row["kind"], not executor.body.running and executor.is_idle))
+        if row["kind"] == self.full:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        super().write(row)
+
+
+@sgl.function
+def fails(s: ProgramState, recorder: Watched, how: str) -> None:
+    recorder.state = s
+    s += sgl.user("Who?") + sgl.gen("answer", max_tokens=2)
+    if how == "code":
+        raise RuntimeError("the program's own")
+
+
+@sgl.function
+def forked(s: ProgramState) -> None:
+    s += "x" + sgl.gen("answer", max_tokens=2)
+    both = s.fork(2)
+    both += sgl.gen("note", max_tokens=2)
+    both.join()
+
+
+@pytest.mark.parametrize("how", ["code", "request", "nothing"])
+def test_a_recording_is_whole_before_the_state_ends(
+    native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path, how: str
+) -> None:
+    """Who has seen a run end can read how it ended: the state is not idle before the event is written."""
+    native.failures = [(400, {"error": {"message": "not today"}})] if how == "request" else []
+    recorder = Watched(tmp_path / "run.jsonl")
+    state = fails.run(recorder, how, stream=True, record=recorder)
+    assert (state.error() is None) == (how == "nothing")
+    (was_ended,) = {ended for kind, ended in recorder.seen if kind == ("end" if how == "nothing" else "error")}
+    assert not was_ended
+
+
+@pytest.mark.parametrize("kind", ["error", "end", "fork", "call", "var_end"])
+def test_a_full_disk_ends_the_recording_alone(
+    native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path, kind: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    native.failures = [(400, {"error": {"message": "not today"}})] if kind == "error" else []
+    path = tmp_path / "run.jsonl"
+    state = forked.run(stream=True, record=Watched(path, kind))
+    wait_until(state.stream_executor, lambda: state.stream_executor.body.is_finished, 30)
+    assert (state.error() is None) == (kind != "error")
+    assert [str(one.message) for one in recwarn if one.category is RuntimeWarning] == [
+        "the recording stops here: [Errno 28] the disk is full"
+    ]
+    assert kind not in {row["kind"] for row in read_recording(path)}
+
+
+def test_half_a_character_is_recorded(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path) -> None:
+    """JSON can say a surrogate without its pair, UTF-8 cannot."""
+    recorder = Recorder(tmp_path / "run.jsonl")
+    recorder.write({"kind": "text", "text": "é \ud83d"})
+    assert read_recording(recorder.path) == [{"kind": "text", "text": "é \ud83d"}]
 
 
 def test_a_cut_off_line_is_left_out(tmp_path: Path) -> None:

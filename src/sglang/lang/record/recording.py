@@ -29,7 +29,8 @@ _STREAMED = frozenset({"var_delta"})
 
 
 class Recorder:
-    """Appends runs to a file; give one to as many runs as you like (`record=recorder`), or a path, which makes one."""
+    """Appends runs to a file; give one to as many runs as you like (`record=recorder`), or a path, which makes one. When the file
+    cannot be written any more, the runs go on, with a RuntimeWarning."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -37,7 +38,7 @@ class Recorder:
 
     def write(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, default=repr)
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
+        with self._lock, open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
 

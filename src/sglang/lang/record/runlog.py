@@ -22,6 +22,7 @@ import binascii
 import hashlib
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -60,7 +61,7 @@ class RunLog:
     started: float = field(default_factory=time.monotonic)
     records_calls: bool = False
     sink: Callable[[Event], None] | None = None
-    """gets every event as it is added"""
+    """gets every event as it is added, until it raises OSError or ValueError"""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _images: set[str] = field(default_factory=set)
 
@@ -69,7 +70,11 @@ class RunLog:
             event = Event(kind, branch, self.now, **fields)
             self.events.append(event)
             if self.sink is not None:
-                self.sink(event)
+                try:
+                    self.sink(event)
+                except (OSError, ValueError) as error:  # a full disk: the run is worth more than its recording
+                    self.sink = None
+                    warnings.warn(f"the recording stops here: {error}", RuntimeWarning, stacklevel=2)
         self.watch.bump()
 
     def note_image(self, data: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 
 Ownership: only the code that runs expressions writes `transcript` (the drain, or submit() while there is no drain; `_lock` decides
 which). `vars`, `_queue` and `error` change under `_lock`. Readers need no lock: they read one attribute, and `watch` tells them to
-read it again.
+read it again. So all that they may look for, also in a recording, is there before the state is idle.
 """
 
 from __future__ import annotations
@@ -197,12 +197,12 @@ class Executor:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             error = self.error = self.error or error
-            self._busy = self._awaits_parent = False
+            self.record("error", text=str(error))
             self.vars.fail()
             pieces = list(self._queue)
             self._queue.clear()
             self._drop(pieces, error)
-        self.record("error", text=str(error))
+            self._busy = self._awaits_parent = False
 
     def _drop(self, pieces: Sequence[Expr], error: BaseException) -> None:
         """Pieces that will never run: their variables fail, and so do forks that wait for them."""
@@ -277,9 +277,9 @@ class Executor:
         self._release(piece)
 
     def _release(self, piece: ForkPoint) -> None:
+        self.record("fork", children=tuple(child.branch for child in piece.children))
         for child in piece.children:
             child._start_from(self)
-        self.record("fork", children=tuple(child.branch for child in piece.children))
 
     def _start_from(self, parent: Executor) -> None:
         with self._lock:
@@ -375,12 +375,12 @@ class Executor:
 
     def end_body(self, error: BaseException | None = None) -> None:
         """The program's code has ended; with `error` if it raised and no caller could catch it."""
-        self.body.running = False
         if error is not None:
             self._fail(error)
             self.cancel()
         else:
             self.record("end")
+        self.body.running = False
         self.watch.bump()
 
     def cancel(self) -> None:
