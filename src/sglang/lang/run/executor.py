@@ -196,12 +196,13 @@ class Executor:
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
-            error = self.error = self.error or error
-            self.record("error", text=str(error))
+            if self.error is None:
+                self.error = error
+                self.record("error", text=str(error))
             self.vars.fail()
             pieces = list(self._queue)
             self._queue.clear()
-            self._drop(pieces, error)
+            self._drop(pieces, self.error)
             self._busy = self._awaits_parent = False
 
     def _drop(self, pieces: Sequence[Expr], error: BaseException) -> None:
