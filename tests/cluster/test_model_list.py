@@ -111,3 +111,4 @@ def test_metrics_of_several_servers_stand_together() -> None:
     expected = '# HELP a text\n# TYPE a gauge\na{model_name="x"} 1\na{model_name="z"} 4\n'
     assert joined_metrics([one, two]) == expected + '# HELP b more\n# TYPE b counter\nb_total 2\nb_total{x="y"} 3\n'
     assert joined_metrics([]) == "\n"
+    assert joined_metrics(['# HELP a t\n# TYPE a gauge\na{x="y\u2028z"} 1\n']).count("\n") == 3

@@ -240,6 +240,15 @@ def test_results_on_disk_and_resume(native: NativeServer, backend: RuntimeEndpoi
     assert qa.run_batch(batch, out=path, resume=True) == [None] * 6
 
 
+def test_results_with_any_text(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path) -> None:
+    """A line ends at a line feed alone, and half a pair of surrogates is written as JSON's escape."""
+    path = tmp_path / "results.jsonl"
+    native.answer = lambda prompt, params: "one\u2028two\x85three"
+    batch = [{"question": "\ud83d"}, {"question": "b\x1e"}]
+    assert all(state is not None for state in qa.run_batch(batch, out=path))
+    assert qa.run_batch(batch, out=path, resume=True) == [None, None]
+
+
 def test_a_batch_inside_a_program(backend: RuntimeEndpoint) -> None:
     @sgl.function
     def outer(s: ProgramState, i: int) -> None:

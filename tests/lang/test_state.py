@@ -234,6 +234,17 @@ def test_several_samples_are_a_list(native: NativeServer, backend: RuntimeEndpoi
         assert [meta["completion_tokens"] for meta in state.get_meta_info("x")] == [1, 1, 1]
 
 
+def test_a_state_iterates_over_its_variables(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s["given"] = 1
+        s += "p:" + sgl.gen("x", max_tokens=1) + sgl.gen("y", max_tokens=1)
+        assert list(s) == ["given", "x", "y"]
+
+    state = program.run()
+    assert {name: state[name] for name in state}.keys() == {"given", "x", "y"}
+
+
 def test_without_a_backend() -> None:
     @sgl.function
     def program(s: ProgramState) -> None:

@@ -54,7 +54,7 @@ async def test_responses_that_find_no_room_are_written_later(tmp_path: Path, bre
         await here.forget("r1", "k")  # which is in memory alone: that takes no room
         assert here.peek("r1", "k") is None
     else:
-        with pytest.raises(OverloadError, match="--state-dir cannot be used now"):
+        with pytest.raises(OverloadError, match="the folder of stored responses cannot be used now"):
             await here.forget("r0", "k")
         assert here.peek("r0", "k") is not None
     await here._disk.do(break_disk, False)
@@ -97,7 +97,7 @@ async def test_a_batch_waits_for_the_disk_of_its_record(site: MakeSite, break_di
         running = await here.batch([line(str(i), f"a {i}") for i in range(20)], until=False)
         for _ in range(2):
             await here.runner.store.do(break_disk, True)
-            with pytest.raises(openai.InternalServerError, match="--batch-dir cannot be used now"):
+            with pytest.raises(openai.InternalServerError, match="the folder of files and batches cannot be used now"):
                 for _ in range(40):  # the last page may have room for some
                     await client.batches.create(
                         input_file_id=small,
@@ -105,7 +105,7 @@ async def test_a_batch_waits_for_the_disk_of_its_record(site: MakeSite, break_di
                         completion_window="24h",
                         metadata=dict.fromkeys("abcdefg", "x" * 500),
                     )
-            with pytest.raises(openai.InternalServerError, match="--batch-dir cannot be used now"):
+            with pytest.raises(openai.InternalServerError, match="the folder of files and batches cannot be used now"):
                 for _ in range(100):
                     await client.files.create(file=("b" * 200, b"x"), purpose="batch")
             await asyncio.sleep(0.3)
@@ -152,7 +152,7 @@ async def test_a_folder_that_is_gone(site: MakeSite, tmp_path: Path) -> None:  #
         folders = [here.runner.files.folder / name for name in ("files", "uploads", "work")]
         for folder in folders:
             folder.rename(folder.with_name(f"{folder.name}-away"))
-        with pytest.raises(openai.InternalServerError, match="--batch-dir cannot be used now"):
+        with pytest.raises(openai.InternalServerError, match="the folder of files and batches cannot be used now"):
             await client.files.create(file=("b", b"x"), purpose="batch")
         with pytest.raises(openai.NotFoundError, match="not there any more"):
             await client.files.content(first.input_file_id)

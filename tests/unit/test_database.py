@@ -56,3 +56,9 @@ def test_only_its_owner_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     with pytest.raises(BadDatabase, match="another user"):
         open_database(path, TABLES)
+
+
+def test_a_folder_that_all_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(BadDatabase, match="all users may write"):
+        open_database(tmp_path / "it.sqlite3", TABLES)

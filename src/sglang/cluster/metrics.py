@@ -50,7 +50,7 @@ class GatewayMetrics:
 def labelled_metrics(text: str, replica: str) -> str:
     """The samples of one replica of several: with its name, so that no two samples are of the same series."""
     lines = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         name, brace, rest = line.partition("{")
         if not line or line.startswith("#"):
             lines.append(line)
@@ -68,7 +68,7 @@ def joined_metrics(texts: Iterable[str]) -> str:
     samples: dict[str, list[str]] = {}
     for text in texts:
         name = ""
-        for line in text.splitlines():
+        for line in text.split("\n"):
             if line.startswith("# HELP "):
                 name = line.split(" ", 3)[2]
             if line.startswith("#"):

@@ -220,8 +220,9 @@ class Chat:
     def _save(self, rest: str) -> None:
         if not rest:
             raise CommandError("/save needs a file name")
+        text = json.dumps(self._messages, indent=2, ensure_ascii=False) + "\n"
         try:
-            Path(rest).expanduser().write_text(json.dumps(self._messages, indent=2, ensure_ascii=False) + "\n")
+            Path(rest).expanduser().write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise CommandError(f"cannot write {rest}: {error.strerror or error}") from error
 

@@ -84,7 +84,7 @@ def look(client: httpx.Client, url: str) -> Look:
 def parse_metrics(text: str) -> Look:
     """The samples of this program's metrics, of each model, and each replica of it; added up over other labels."""
     found: Look = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         sample = _SAMPLE.fullmatch(line)
         if sample is None or not sample["name"].startswith("sglang:"):
             continue

@@ -82,6 +82,8 @@ def _keep_private(path: Path) -> None:
             raise BadDatabase(f"{path} cannot be used: it is no ordinary file")
         if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
             raise BadDatabase(f"{path} cannot be used: it belongs to another user")
+        if os.stat(path.parent).st_mode & stat.S_IWOTH and os.name == "posix":
+            raise BadDatabase(f"{path} cannot be used: all users may write to its folder: chmod o-w {path.parent}")
         if stat.S_IMODE(found.st_mode) & 0o077 and hasattr(os, "fchmod"):
             os.fchmod(file, 0o600)
     finally:

@@ -37,7 +37,7 @@ class ResultFile:
     def _read(self) -> None:
         with open(self._path, encoding="utf-8") as file:
             text = file.read()
-        for line in text.splitlines():
+        for line in text.split("\n"):
             try:
                 row = json.loads(line)
             except ValueError:
@@ -63,5 +63,5 @@ class ResultFile:
             row["variables"] = {str(name): value for name, value in executor.vars.texts.items()}
             row["meta"] = {str(name): meta for name, meta in executor.vars.metas.items()}
         row["error"] = None if item.error is None else f"{type(item.error).__name__}: {item.error}"
-        with open(self._path, "a", encoding="utf-8") as file:
+        with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=repr) + "\n")

@@ -329,6 +329,11 @@ class Executor:
             self.vars.assign(name, value)
         self.watch.bump()
 
+    def names(self) -> list[Name]:
+        """Of all variables with a value or a queued writer; never waits."""
+        with self._lock:
+            return self.vars.names
+
     def has(self, name: Name) -> bool:
         """Whether the variable has a value or is going to have one; never waits."""
         return self.vars.has(name)
@@ -409,8 +414,7 @@ class Executor:
             )
             for _ in range(size)
         )
-        with self._lock:
-            parents = self.vars.names
+        parents = self.names()
         for child in children:
             child.vars.expect_parents(parents)
             child._submitted_role = self._submitted_role

@@ -91,6 +91,10 @@ class StateBase:
     def __contains__(self, name: Name) -> bool:
         return self.stream_executor.has(name)
 
+    def __iter__(self) -> Iterator[Name]:
+        """Names of the variables that have a value or wait for one; does not wait."""
+        return iter(self.stream_executor.names())
+
     def cancel(self) -> None:
         """Ends the running requests of the program and its forks; later uses raise StateCancelledError."""
         self.stream_executor.body.cancel()

@@ -37,7 +37,7 @@ class NoRoom(OverloadError):
 
 def unwritable(reason: str | None) -> NoRoom:
     """What is told of a disk; paths of ours are not."""
-    return NoRoom(f"--batch-dir cannot be used now: {reason}")
+    return NoRoom(f"the folder of files and batches cannot be used now: {reason}")
 
 
 def may_pass(error: OSError) -> bool:
@@ -58,9 +58,9 @@ class StoredFiles:
             for name in ("files", "uploads", "work"):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--batch-dir {self.folder} cannot be used: {error.strerror}") from error
+            raise ConfigError(f"{self.folder}, the folder for files and batches, cannot be used: {error.strerror}") from error
         if os.stat(self.folder).st_mode & 0o077:
-            raise ConfigError(f"--batch-dir {self.folder} can be read by other users: chmod 700 it")
+            raise ConfigError(f"{self.folder} can be read by other users: chmod 700 {self.folder}")
 
     def path(self, name: str) -> Path:
         return self.folder / "files" / name

@@ -29,7 +29,7 @@ create table if not exists outputs(owner text, id text, response text, primary k
 
 
 def unwritable(reason: str) -> OverloadError:
-    return OverloadError(f"--state-dir cannot be used now: {reason}")
+    return OverloadError(f"the folder of stored responses cannot be used now: {reason}")
 
 
 class DiskResponses:
