@@ -127,6 +127,43 @@ def test_several_samples(native: NativeServer, backend: RuntimeEndpoint) -> None
     assert program().value("x") == [0, 1, 2] and program()["x"] == ["0", "1", "2"]
 
 
+def test_values_of_forks_are_gathered(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    native.answer = lambda prompt, params: str(len(prompt))
+
+    @sgl.function
+    def program(s: ProgramState, mode: str, *dtypes: type | None) -> None:
+        forks = s.fork(len(dtypes))
+        for i, dtype in enumerate(dtypes):
+            forks[i] += "." * i + sgl.gen("x", dtype=dtype)
+        forks.join(mode)
+        s += "end"
+
+    assert program("gather_variable", int, int).value("x") == [0, 1]
+    assert program("gather_variable", int, None, float).value("x") == [0, "1", 2.0]
+    assert program("gather_variable", int, int)["x"] == ["0", "1"]
+    native.answer = lambda prompt, params: "no" if prompt else "7"
+    with pytest.raises(TypedValueError):
+        program("gather_variable", int, int).value("x")
+
+    @sgl.function
+    def copied(s: ProgramState) -> None:
+        with s.copy() as one:
+            one += sgl.gen("x", dtype=int)
+        s += "end"
+
+    assert copied().value("x") == 7
+
+
+def test_a_variable_that_is_written_again_has_its_new_value(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    native.answer = lambda prompt, params: "7" if not prompt else "none"
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.gen("x", dtype=int) + sgl.gen("x")
+
+    assert program().value("x") == "none"
+
+
 def test_a_text_variable_has_its_text_as_value(native: NativeServer, backend: RuntimeEndpoint) -> None:
     @sgl.function
     def program(s: ProgramState) -> None:

@@ -43,7 +43,7 @@ from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.body import Body
 from sglang.lang.run.speculation import Speculation
 from sglang.lang.run.transcript import Transcript
-from sglang.lang.run.variables import Name, Variables
+from sglang.lang.run.variables import SAME, Name, Variables
 from sglang.lang.run.writing import write_gen, write_select
 
 MIN_PREFILL_LEN = 32
@@ -307,21 +307,26 @@ class Executor:
         single = piece.mode == "copy"
         with self._lock:
             for name in piece.names:
-                gathered = [child.vars.texts.get(name) for child in piece.children]
-                metas = [child.vars.metas.get(name) for child in piece.children]
-                self._store(name, gathered[0] if single else gathered, metas[0] if single else metas)
+                all_vars = [child.vars for child in piece.children]
+                texts = [one.texts.get(name) for one in all_vars]
+                metas = [one.metas.get(name) for one in all_vars]
+                values = [one.objects.get(name, text) for one, text in zip(all_vars, texts, strict=True)]
+                if single:
+                    self._store(name, texts[0], metas[0], values[0])
+                else:
+                    self._store(name, texts, metas, values)
 
     # --- variables -----------------------------------------------------------------------------------------------------------
 
-    def store(self, name: Name, value: Any, meta: Any) -> None:
-        """Stores a variable that a piece has written."""
+    def store(self, name: Name, text: Any, meta: Any, value: Any = SAME) -> None:
+        """Stores a variable that a piece has written; with the object behind its text, where it has a type."""
         with self._lock:
-            self._store(name, value, meta)
+            self._store(name, text, meta, value)
 
-    def _store(self, name: Name, value: Any, meta: Any) -> None:
+    def _store(self, name: Name, text: Any, meta: Any, value: Any = SAME) -> None:
         """Stores a finished variable. Under `_lock`."""
-        self.vars.store(name, value, meta)
-        self.record("var_end", name=name, value=value, meta=meta)
+        self.vars.store(name, text, meta, value)
+        self.record("var_end", name=name, value=text, meta=meta)
 
     def set_variable(self, name: Name, value: Any) -> None:
         """`s[name] = value`: at once, whatever is queued."""

@@ -317,10 +317,19 @@ class ProgramStateGroup(Generic[S]):
 def typed_value(executor: Executor, name: Name, text: Any) -> Any:
     """The object behind a variable's text. Raises TypedValueError when the text is not of its type."""
     value = executor.vars.objects.get(name, text)
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, TypedValueError):
-            raise copy_of(one)
+    wrong = next(_wrong_values(value), None)
+    if wrong is not None:
+        raise copy_of(wrong)
     return value
+
+
+def _wrong_values(value: Any) -> Iterator[TypedValueError]:
+    """Of several forks and samples, those that are not of their type."""
+    if isinstance(value, TypedValueError):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _wrong_values(one)
 
 
 def _log_of(executor: Executor) -> Any:

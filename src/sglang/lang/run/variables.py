@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Name = str | None
+SAME = object()
+"""the object of a variable is its text"""
 
 
 @dataclass
@@ -47,8 +49,12 @@ class Variables:
         live = self.live[name] = LiveVariable()
         return live
 
-    def store(self, name: Name, text: Any, meta: Any = None) -> None:
+    def store(self, name: Name, text: Any, meta: Any = None, value: Any = SAME) -> None:
         """A queued writer has written."""
+        if value is SAME:
+            self.objects.pop(name, None)
+        else:
+            self.objects[name] = value
         self.texts[name] = text
         if meta is not None:
             self.metas[name] = meta

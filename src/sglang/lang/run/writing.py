@@ -14,7 +14,7 @@ from sglang.lang.errors import BackendError, TypedValueError
 from sglang.lang.ir import Expr, Gen, OutputType, Select
 from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.transcript import Transcript
-from sglang.lang.run.variables import Name, Variables
+from sglang.lang.run.variables import SAME, Name, Variables
 from sglang.lang.sampling import resolve
 from sglang.lang.typed.reasoning import AnswerSplitter
 
@@ -37,8 +37,8 @@ class WritableState(Protocol):
 
     def add_text(self, text: str) -> None: ...
 
-    def store(self, name: Name, value: Any, meta: Any) -> None:
-        """Stores a variable that a piece has written."""
+    def store(self, name: Name, text: Any, meta: Any, value: Any = SAME) -> None:
+        """Stores a variable that a piece has written; with the object behind its text, where it has a type."""
         ...
 
     def record(self, kind: EventKind, **fields: Any) -> None:
@@ -57,16 +57,16 @@ async def write_gen(state: WritableState, piece: Gen) -> None:
     writing = Writing(piece, num_samples, state.vars, state.record)
     variable.set(None if piece.name is None else str(piece.name))
     options = await _write_constrained(state, writing, piece, options)
-    generation = writing.generation
+    generation, value = writing.generation, SAME
     if piece.typed is not None:
-        generation = await _check_typed(state, piece.name, piece.typed, options, generation)
+        generation, value = await _check_typed(state, piece.typed, options, generation)
     state.cached_len = len(state.transcript.text)
     if piece.reasoning is not None:
         state.store(writing.reasoning_name, writing.reasoning, None)
     if num_samples > 1:
-        state.store(piece.name, generation.texts, generation.metas)
+        state.store(piece.name, generation.texts, generation.metas, value)
     else:
-        state.store(piece.name, generation.texts[0], generation.metas[0])
+        state.store(piece.name, generation.texts[0], generation.metas[0], value)
 
 
 async def write_select(state: WritableState, piece: Select) -> None:
@@ -140,9 +140,9 @@ def _record_call(
 
 
 async def _check_typed(
-    state: WritableState, name: Name, typed: OutputType, options: dict[str, Any], generation: Generation
-) -> Generation:
-    """Parses the texts; where decoding was not constrained to the type, asks again with the error."""
+    state: WritableState, typed: OutputType, options: dict[str, Any], generation: Generation
+) -> tuple[Generation, Any]:
+    """Parses the texts; where decoding was not constrained to the type, asks again with the error. Returns the answer and its value."""
     written = state.transcript.prompt()
     prompt = replace(written, text=written.text[: len(written.text) - len(generation.texts[0])])
 
@@ -154,8 +154,7 @@ async def _check_typed(
     checked, values = await typed.check(generation, options, again)
     if checked is not generation:
         state.transcript.text = prompt.text + checked.texts[0]
-    state.vars.objects[name] = values if len(values) > 1 else values[0]
-    return checked
+    return checked, values if len(values) > 1 else values[0]
 
 
 def _retry_prompt(prompt: Prompt, wrong: TypedValueError, wanted: str) -> Prompt:
