@@ -399,7 +399,7 @@ def _copies(where: Where) -> Finding:
     assert runs is not None
     arena = runs.arena(16 * runs.run_bytes).reshape(16, -1)
     arena[:] = np.random.default_rng(1).integers(0, 256, arena.shape, dtype=np.uint8)
-    found, seconds = np.empty_like(arena), [0.0, 0.0]
+    found, seconds = np.zeros_like(arena), [0.0, 0.0]
     for i in range(16):
         began = time.perf_counter()
         runs.write(16 * i, arena[i])

@@ -59,7 +59,7 @@ def test_the_stored_bytes_are_the_references(byte_ops: Any, heads: Heads) -> Non
     padded = -(-heads.dim // 16) * 16
     half = heads.kv * padded * 16
     for run in range(n // 16):
-        record = np.empty(runs.run_bytes, np.uint8)
+        record = np.full(runs.run_bytes, 7, np.uint8)
         runs.read(np.arange(16 * run, 16 * run + 16, dtype=np.int32), record)
         layer = record.reshape(2, -1)[1]
         k = layer[:half].reshape(heads.kv, padded, 16).transpose(2, 0, 1)

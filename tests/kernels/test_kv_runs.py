@@ -25,7 +25,7 @@ def each(request: pytest.FixtureRequest, ops: Any) -> Any:
 
 
 def copy(runs_from: Any, runs_to: Any, slots: np.ndarray[Any, Any], to: int) -> None:
-    data = np.empty(runs_from.run_bytes, np.uint8)
+    data = np.full(runs_from.run_bytes, 7, np.uint8)
     runs_from.read(slots, data)
     runs_to.write(to, data)
 
@@ -58,10 +58,10 @@ def test_a_record_in_two_runs_is_put_together(each: Any) -> None:
         for start, end, source in ((0, cut, 0), (cut, 16, 32)):
             for place in range(start, end):  # place by place: a run of which all but one slot is of the other half
                 probe = np.array([*range(place), 16 + place, *range(place + 1, 16)], np.int32)
-                back = np.empty(runs.run_bytes, np.uint8)
+                back = np.full(runs.run_bytes, 7, np.uint8)
                 runs.read(probe, back)
                 wanted = np.array([*range(place), source + place, *range(place + 1, 16)], np.int32)
-                expected = np.empty(runs.run_bytes, np.uint8)
+                expected = np.full(runs.run_bytes, 7, np.uint8)
                 runs.read(wanted, expected)
                 assert (back == expected).all()
 
@@ -69,7 +69,7 @@ def test_a_record_in_two_runs_is_put_together(each: Any) -> None:
 def test_the_view_outlives_its_pool(ops: Any) -> None:
     runs = ops.kv_runs(ops.kv_layers(2, CONTEXT // 16 * 16, 2, 32))
     data = np.arange(runs.run_bytes, dtype=np.int64).astype(np.uint8)
-    back = np.empty_like(data)
+    back = np.full_like(data, 7)
     runs.write(16, data)
     runs.read(np.arange(16, 32, dtype=np.int32), back)
     assert (back == data).all()
@@ -87,7 +87,7 @@ def test_a_part_of_a_run_leaves_nothing_of_others(each: Any) -> None:
     runs = each.kv_runs(each.kv_layers(3, 64, 2, 20))
     data = np.random.default_rng(1).integers(1, 256, runs.run_bytes, dtype=np.uint8)
     runs.write(16, data)
-    whole, found = np.empty(runs.run_bytes, np.uint8), np.full(runs.run_bytes, 7, np.uint8)
+    whole, found = np.full(runs.run_bytes, 7, np.uint8), np.full(runs.run_bytes, 7, np.uint8)
     for num in range(1, 17):
         runs.read(np.arange(16, 16 + num, dtype=np.int32), found)
         runs.write(32, found)

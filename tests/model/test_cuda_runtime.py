@@ -89,7 +89,7 @@ def test_runs_of_the_pool_as_bytes(dtype: str, kv_dtype: Any) -> None:
     data = [rng.integers(0, 100, runs.run_bytes, dtype=np.uint8) for _ in range(4)]
     for i, each in enumerate(data):
         runs.write(16 * i, each)
-    out = np.empty(runs.run_bytes, np.uint8)
+    out = np.full(runs.run_bytes, 7, np.uint8)
     for i, each in enumerate(data):
         runs.read(np.arange(16 * i, 16 * i + 16, dtype=np.int32), out)
         assert (out == each).all()

@@ -47,7 +47,7 @@ def test_layers_of_different_shapes_are_kept_elsewhere_together(tmp_path: Path) 
     assert runs[0] is not None and runs[1] is not None and ";" in runs[0].layout
     assert runs[0].run_bytes == 16 * first.worker.info.kv_bytes_per_token
     for start in range(0, 48, 16):
-        data = np.empty(runs[0].run_bytes, np.uint8)
+        data = np.full(runs[0].run_bytes, 7, np.uint8)
         runs[0].read(first.table[source.row, start : start + 16], data)
         runs[1].write(int(second.table[target.row, start]), data)
     target.done = 48
@@ -99,7 +99,7 @@ def test_the_memory_of_a_pool_that_holds_nothing_goes_back(folder: Path, monkeyp
     worker.release_kv()
 
     def held(start: int) -> bool:
-        found = np.empty(runs.run_bytes, np.uint8)
+        found = np.full(runs.run_bytes, 7, np.uint8)
         runs.read(slots[start : start + 16], found)
         return bool((found == 7).all())
 

@@ -81,7 +81,7 @@ def test_the_least_recently_used_makes_room() -> None:
     store, keys, entries = filled(3)
     for i in (0, 1, 2):
         assert store.append(*entries[i])
-    out = np.empty(RUN_BYTES, np.uint8)
+    out = np.full(RUN_BYTES, 7, np.uint8)
     assert store.read(HostRecord(entries[0][0]), out) and (out == 0).all()
     store.append(*entries[3])
     assert [store.has(keys[i]) for i in range(4)] == [True, False, True, True] and len(store) == 3
@@ -142,7 +142,7 @@ def test_two_threads_read_and_write(folder: Path) -> None:
             store.append(*entries[n % 64])
 
     def read() -> None:
-        out = np.empty(RUN_BYTES, np.uint8)
+        out = np.full(RUN_BYTES, 7, np.uint8)
         for n in range(3000):
             for record in store.find(keys, PATH, n % 64)[:2]:
                 i = keys.index(record.entry.key)
