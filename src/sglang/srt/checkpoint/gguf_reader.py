@@ -106,13 +106,16 @@ class GGUFFile:
     Raises ModelError, naming the file and what to do, for anything that is not a whole GGUF file of known types.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, data: bytes | None = None) -> None:
+        """`data`: its bytes, where they are in memory; then it must be one whole file."""
         self.path = Path(path)
         self._buffers: list[mmap.mmap] = []
         self.metadata: Mapping[str, Any]
         self.tensors: dict[str, GGUFTensor]
-        self.metadata, self.tensors = self._open(self.path)
+        self.metadata, self.tensors = self._open(self.path, data)
         self._where = dict.fromkeys(self.tensors, self.path)
+        if data is not None and self._num_parts() > 1:
+            raise ModelError(f"{self.path} is one of several parts: merge them with llama-gguf-split --merge")
         for part in self._other_parts():
             _, tensors = self._open(part)
             if twice := sorted(tensors.keys() & self.tensors.keys()):
@@ -133,10 +136,11 @@ class GGUFFile:
             if hasattr(mmap, "MADV_DONTNEED"):
                 buffer.madvise(mmap.MADV_DONTNEED)
 
-    def _open(self, path: Path) -> tuple[Mapping[str, Any], dict[str, GGUFTensor]]:
+    def _open(self, path: Path, data: bytes | None = None) -> tuple[Mapping[str, Any], dict[str, GGUFTensor]]:
         """Metadata and tensors of one file."""
-        buffer = _map(path)
-        self._buffers.append(buffer)
+        buffer = _map(path) if data is None else data
+        if isinstance(buffer, mmap.mmap):
+            self._buffers.append(buffer)
         reader = _Reader(buffer, path)
         num_tensors = reader.header()
         metadata = _Metadata(reader, reader.entries())
@@ -244,7 +248,7 @@ class _Metadata(Mapping[str, Any]):
 class _Reader:
     """A cursor over the header. `pos` never passes `size` unnoticed: each read is checked."""
 
-    def __init__(self, buffer: mmap.mmap, path: Path) -> None:
+    def __init__(self, buffer: mmap.mmap | bytes, path: Path) -> None:
         self.buffer = buffer
         self.path = path
         self.size = len(buffer)

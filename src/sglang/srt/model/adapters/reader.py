@@ -127,6 +127,11 @@ def _lacking(folder: Path) -> ModelError:
 
 
 def _tensors(file: Path, base: AdapterBase) -> tuple[SafetensorsFile, str]:
+    data = _bytes(file, base)
+    return SafetensorsFile(file, data), hashlib.sha256(data).hexdigest()
+
+
+def _bytes(file: Path, base: AdapterBase) -> bytes:
     """The file, read into memory: it may change while it is served."""
     most = 4 * sum(base.max_rank * (rows + width) for rows, width in base.sites.values()) + SPARE_BYTES
     size = check_regular(file)
@@ -135,10 +140,9 @@ def _tensors(file: Path, base: AdapterBase) -> tuple[SafetensorsFile, str]:
             f"{file} has {size} bytes, and an adapter of this model with --max-lora-rank {base.max_rank} at most {most}"
         )
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}") from error
-    return SafetensorsFile(file, data), hashlib.sha256(data).hexdigest()
 
 
 def _pairs(
@@ -222,7 +226,8 @@ def _modules(base: AdapterBase, layout: TensorLayout) -> dict[str, tuple[str, ..
 
 
 def _read_gguf(path: Path, base: AdapterBase) -> Adapter:
-    gguf = GGUFFile(path)
+    data = _bytes(path, base)
+    gguf = GGUFFile(path, data)
     meta = gguf.metadata
     if meta.get("general.type") != "adapter" or meta.get("adapter.type") != "lora":
         raise ModelError(
@@ -239,8 +244,7 @@ def _read_gguf(path: Path, base: AdapterBase) -> Adapter:
         raise ModelError(f"{path}: adapter.lora.alpha must be a number up to 1e6, got {shown(alpha)}")
     layout = gguf_layout_of(family, base.config)
     pairs = _gguf_pairs(path, GGUFSource(gguf), float(alpha))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _assemble(path, pairs, base, layout, _gguf_invocation(path, gguf), digest)
+    return _assemble(path, pairs, base, layout, _gguf_invocation(path, gguf), hashlib.sha256(data).hexdigest())
 
 
 def _gguf_pairs(path: Path, source: GGUFSource, alpha: float) -> dict[str, _Pair]:
@@ -259,11 +263,12 @@ def _gguf_pairs(path: Path, source: GGUFSource, alpha: float) -> dict[str, _Pair
 
 
 def _gguf_invocation(path: Path, gguf: GGUFFile) -> tuple[int, ...]:
-    found = gguf.metadata.get("adapter.alora.invocation_tokens", ())
-    ids = tuple(int(one) for one in found) if isinstance(found, np.ndarray) and len(found) <= MAX_INVOCATION else None
-    if found != () and not ids:
+    found = gguf.metadata.get("adapter.alora.invocation_tokens")
+    if found is None:
+        return ()
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or not 1 <= len(found) <= MAX_INVOCATION:
         raise ModelError(f"{path}: adapter.alora.invocation_tokens must be 1 to {MAX_INVOCATION} token ids")
-    return ids or ()
+    return tuple(found.tolist())
 
 
 # --- both -----------------------------------------------------------------------------------------------------------------------
