@@ -71,6 +71,24 @@ def test_values(ops: Any, shape: str, fmt: str, k: int) -> None:
     assert untouched and (got[untouched] == 4).all() and (got[:, sum(WIDTHS[shape]) :] == 4).all()
 
 
+def test_emptied_banks_give_their_memory_back(ops: Any) -> None:
+    """Once all are empty; what is placed later is as it was."""
+    k, widths = 576, WIDTHS["qkv"]
+    x = np.random.default_rng(5).standard_normal((SLOTS, k), np.float32)
+    one, other = (filled(ops, k, widths) for _ in range(2))
+    slots = list(range(SLOTS))
+    want = added(ops, one, x, slots, "f32")
+    one.empty()
+    assert (added(ops, one, x, slots, "f32")[:, : sum(widths)] == 0.5).all()
+    same_bits(added(ops, other, x, slots, "f32"), want)
+    assert one.a.any() and other.b.any()
+    other.empty()
+    assert not (one.a.any() or one.b.any() or other.a.any() or other.b.any())
+    for slot in slots:
+        ops.place_adapter(one, slot, ops.pack_adapter(one, parts_of(slot, k, widths)))
+    same_bits(added(ops, one, x, slots, "f32"), want)
+
+
 def test_rows_are_the_same_in_any_company(ops: Any, more_threads: list[Any]) -> None:
     k, widths = 576, WIDTHS["qkv"]
     rng = np.random.default_rng(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,25 @@ def test_bits_do_not_depend_on_company(
     np.testing.assert_array_equal(bits(adapted(driver, PROMPT, 1)), alone[5])
 
 
+def test_memory_goes_back_when_adapters_do(base: tuple[Path, Any], eight: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of each one's matrices, and with the last one that of the slots."""
+    trims: list[int] = []
+    monkeypatch.setattr("sglang.srt.model.adapters.store.release_freed_memory", lambda: trims.append(1))
+    driver = open_driver(base[0], create_ops("cpu"))
+    store: Any = driver.worker.adapters
+    place(driver, eight[3], 0)
+    place(driver, eight[7], 1)
+    want, banks = adapted(driver, PROMPT, 1), [site.bank for site in store._sites]
+    store.forget(100)
+    np.testing.assert_array_equal(adapted(driver, PROMPT, 1), want)
+    assert any(bank.a.any() for bank in banks)
+    store.forget(101)
+    assert not any(bank.a.any() or bank.b.any() for bank in banks)
+    place(driver, eight[7], 1)
+    np.testing.assert_array_equal(adapted(driver, PROMPT, 1), want)
+    assert len(trims) == 2
+
+
 def test_tokens_of_a_batch_are_those_of_each_alone(base: tuple[Path, Any], eight: list[Path]) -> None:
     def run(slots: list[int]) -> list[list[int]]:
         driver = open_driver(base[0], create_ops("cpu"))
@@ -229,20 +249,51 @@ def test_on_cuda_kernels(base: tuple[Path, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 def test_gguf_adapters(family: str, kernels: str, base: tuple[Path, Any], tmp_path: Path) -> None:
     """What llama.cpp's converter makes of PEFT's files: rows of q and k are put into its order for some families, and alpha is one."""
-    gguf = pytest.importorskip("gguf")
     model = save_family(tmp_path / "base", family, 0) if family in ROWS else save_model(tmp_path / "base", family)
     adapter = write_adapter(tmp_path / "adapter", model, rank=4)
-    arch = family
-    writer = gguf.GGUFWriter(tmp_path / "adapter.gguf", arch)
+    write_gguf(tmp_path / "adapter.gguf", family, model, adapter.folder)
+    driver = open_driver(tmp_path / "base", ReferenceOps() if kernels == "reference" else create_ops("cpu"))
+    place(driver, tmp_path / "adapter.gguf", 0)
+    close(adapted(driver, PROMPT, 0), logits_of(merged(model, adapter), PROMPT), 1e-4 if kernels == "reference" else 1e-2)
+
+
+def test_activated_gguf_adapters(base: tuple[Path, Any], tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", base[1], rank=4)
+    store: Any = open_driver(base[0], ReferenceOps()).worker.adapters
+    key, path = "adapter.alora.invocation_tokens", tmp_path / "adapter.gguf"
+    write_gguf(path, "llama", base[1], adapter.folder, lambda writer: writer.add_array(key, [7, 8]))
+    assert store.load(1, str(path)).result().invocation == (7, 8)
+    for wrong in ([1.5], [7, -8], [5000], list(range(300)), ["a"]):
+        write_gguf(path, "llama", base[1], adapter.folder, lambda writer, ids=wrong: writer.add_array(key, ids))
+        assert "alora" in refusal(base, path), wrong
+
+
+def test_gguf_adapters_that_are_refused(base: tuple[Path, Any], tmp_path: Path) -> None:
+    """Another part could be a link that leads anywhere; a long file is not read."""
+    adapter, path = write_adapter(tmp_path / "adapter", base[1], rank=4), tmp_path / "adapter-00001-of-00002.gguf"
+    write_gguf(path, "llama", base[1], adapter.folder, lambda writer: writer.add_uint16("split.count", 2))
+    write_gguf(tmp_path / "adapter-00002-of-00002.gguf", "llama", base[1], adapter.folder)
+    assert "several parts" in refusal(base, path)
+    write_gguf(path, "llama", base[1], adapter.folder)
+    with open(path, "r+b") as file:
+        file.truncate(1 << 40)
+    assert "--max-lora-rank" in refusal(base, path)
+
+
+def write_gguf(path: Path, arch: str, model: Any, folder: Path, more: Callable[[Any], object] = bool) -> None:
+    """The adapter in `folder` as llama.cpp's converter writes it; `more`: adds to its metadata."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 16.0)
     names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
     names |= {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
-    for key, value in tensors_of(adapter.folder).items():
+    more(writer)
+    for key, value in tensors_of(folder).items():
         layer, module, side = key.split(".layers.")[1].split(".")[0], key.split(".")[-3], key.split(".")[-2][-1]
         values = value.numpy()
-        if side == "B" and family == "llama" and module in ("q_proj", "k_proj"):
+        if side == "B" and arch == "llama" and module in ("q_proj", "k_proj"):
             heads = model.config.num_attention_heads if module == "q_proj" else model.config.num_key_value_heads
             values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         writer.add_tensor(f"blk.{layer}.{names[module]}.weight.lora_{side.lower()}", np.ascontiguousarray(values))
@@ -250,9 +301,6 @@ def test_gguf_adapters(family: str, kernels: str, base: tuple[Path, Any], tmp_pa
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    driver = open_driver(tmp_path / "base", ReferenceOps() if kernels == "reference" else create_ops("cpu"))
-    place(driver, tmp_path / "adapter.gguf", 0)
-    close(adapted(driver, PROMPT, 0), logits_of(merged(model, adapter), PROMPT), 1e-4 if kernels == "reference" else 1e-2)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------

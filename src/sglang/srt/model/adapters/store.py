@@ -22,6 +22,7 @@ from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.adapters import AdapterSite
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.weights.shapes import expected_shapes
+from sglang.srt.process.heap import release_freed_memory
 
 DEFAULT_RANK = 64
 """of adapters that come later, without --max-lora-rank"""
@@ -99,8 +100,14 @@ class AdapterStore:
             self._ops.place_adapter(site.bank, slot, packed)
 
     def forget(self, uid: int) -> None:
-        """What lies in slots stays there until something else is placed."""
+        """What lies in slots stays there until something else is placed, or all are forgotten. Its memory goes back to the system."""
         self._loaded.pop(uid, None)
+        if not self._loaded:
+            self._ops.finish()
+            for site in self._sites:
+                assert site.bank is not None
+                site.bank.empty()
+        self._readers.submit(release_freed_memory)  # of many adapters that takes some milliseconds
 
 
 def create_store(

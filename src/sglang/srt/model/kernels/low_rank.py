@@ -9,9 +9,13 @@ between two steps, so tapes and graphs are recorded once.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +49,11 @@ class AdapterBank(Protocol):
     in_features: int
     widths: tuple[int, ...]
     num_bytes: int
+
+    def empty(self) -> None:
+        """Every slot adds nothing until something is placed there. Gives memory back where that can be. No op that reads the bank may be
+        under way."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,11 @@ class ReferenceAdapterBank:
     def __init__(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int]) -> None:
         self.num_slots, self.max_rank, self.in_features, self.widths = num_slots, max_rank, in_features, tuple(widths)
         self.num_bytes = 0
-        self._slots: list[list[LowRank | None]] = [[None] * len(self.widths) for _ in range(num_slots)]
+        self._slots: list[list[LowRank | None]] = []
+        self.empty()
+
+    def empty(self) -> None:
+        self._slots = [[None] * len(self.widths) for _ in range(self.num_slots)]
 
     def pack(self, parts: Sequence[LowRank | None]) -> Sequence[LowRank | None]:
         """What `place` takes, of the parts of one adapter in the order of `widths`."""
@@ -110,21 +123,48 @@ class ReferenceAdapterBank:
 
 class Blocks:
     """Float16 arrays cut from large blocks: of these the system makes huge pages, so that a step that reads all layers' banks does not
-    wait for translations of addresses."""
+    wait for translations of addresses. They share pages, so these go back to the system once no bank holds anything."""
 
     SIZE = 16 << 20
     """values"""
 
     def __init__(self) -> None:
         self._block = np.zeros(0, np.float16)
+        self._blocks: list[Half] = []
+        self._used: WeakSet[object] = WeakSet()  # banks that hold something
 
     def take(self, *shape: int) -> Half:
         """Zeros."""
         size = int(np.prod(shape))
         if size > len(self._block):
             self._block = np.zeros(max(size, self.SIZE), np.float16)
+            self._blocks.append(self._block)
         taken, self._block = self._block[:size], self._block[-(-size // 32) * 32 :]
         return taken.reshape(shape)
+
+    def note_used(self, bank: object) -> None:
+        """It is about to write into its arrays."""
+        self._used.add(bank)
+
+    def note_empty(self, bank: object) -> None:
+        """It needs nothing of what its arrays hold. All are zeros again after the last one."""
+        if bank in self._used:
+            self._used.remove(bank)
+            for block in () if self._used else self._blocks:
+                _clear_pages(block)
+
+
+def _clear_pages(block: Half) -> None:
+    """Fills memory of this process alone with zeros. Linux does that with pages that it is given back, once they are read again."""
+    whole = block.view(np.uint8)
+    begin = -whole.ctypes.data % mmap.PAGESIZE
+    end = len(whole) - (whole.ctypes.data + len(whole)) % mmap.PAGESIZE
+    if sys.platform == "linux" and begin < end:
+        address, size = ctypes.c_void_p(whole.ctypes.data + begin), ctypes.c_size_t(end - begin)
+        if ctypes.CDLL(None).madvise(address, size, mmap.MADV_DONTNEED) == 0:
+            whole[:begin] = whole[end:] = 0
+            return
+    whole.fill(0)
 
 
 class PackedAdapterBank:
@@ -133,6 +173,7 @@ class PackedAdapterBank:
 
     def __init__(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], blocks: Blocks) -> None:
         self.num_slots, self.max_rank, self.in_features, self.widths = num_slots, max_rank, in_features, tuple(widths)
+        self._blocks = blocks
         groups, parts = -(-max_rank // 16), len(self.widths)
         self._panels = [-(-width // 16) for width in self.widths]
         self.a = blocks.take(num_slots, parts, groups, -(-in_features // 32) * 32, 16)
@@ -152,6 +193,7 @@ class PackedAdapterBank:
 
     def place(self, slot: int, packed: Sequence[PackedPart | None]) -> None:
         """Copies. No op that reads the slot may be under way."""
+        self._blocks.note_used(self)
         at = 0
         for i, (part, panels) in enumerate(zip(packed, self._panels, strict=True)):
             self.ranks[slot, i] = 0 if part is None else part.rank
@@ -160,6 +202,10 @@ class PackedAdapterBank:
                 self.a[slot, i, : len(part.a)] = part.a
                 self.b[slot, at : at + len(part.b)] = part.b
             at += self.a.shape[2] * panels
+
+    def empty(self) -> None:
+        self.ranks[:] = 0
+        self._blocks.note_empty(self)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class CudaAdapterBank:
                 self.b[slot, first : first + width, :rank].copy_(part[1])
             first += width
 
+    def empty(self) -> None:
+        self.ranks.zero_()
+
 
 class LowRankSums:
     """Launches. `early`: see common.wait_for_inputs."""
