@@ -171,6 +171,15 @@ def test_choices_and_labels_are_scored_by_the_adapter(adapted: RunningServer, us
     assert user.post("/v1/score", json={**body, "model": "caled"}).status_code == 404
 
 
+def test_documents_are_ranked_by_the_adapter(user: httpx.Client) -> None:
+    def ranked(**fields: str) -> Any:
+        reply = user.post("/v1/rerank", json={"query": "ship", "documents": ["a boat at sea", "bread"], **fields})
+        return [document["score"] for document in reply.json()] if reply.status_code == 200 else reply.status_code
+
+    assert ranked() == ranked(model=BASE) and ranked(model="a") == ranked(model=f"{BASE}:a")
+    assert len({str(ranked(model=name)) for name in (BASE, "a", "b")}) == 3 and ranked(model="caled") == 404
+
+
 def test_models_are_listed_with_their_parent(adapted: RunningServer, user: httpx.Client) -> None:
     cards = {card["id"]: card["parent"] for card in user.get("/v1/models").json()["data"]}
     assert cards == {BASE: None, "a": BASE, "b": BASE, "called": BASE}

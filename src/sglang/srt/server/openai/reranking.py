@@ -32,6 +32,7 @@ from sglang.srt.server.tokenizer_manager import TokenizerManager
 MAX_ITEMS = 4096
 _RERANK = Fields.of(
     {
+        "model": schemas.MODEL,
         "query": schemas.text("what is looked for", minLength=1),
         "documents": schemas.list_of(schemas.text(minLength=1), "texts to order", minItems=1, maxItems=MAX_ITEMS),
         "top_n": schemas.integer("only so many, the best ones", minimum=1, maximum=MAX_ITEMS),
@@ -39,7 +40,7 @@ _RERANK = Fields.of(
         "instruct": schemas.text("what a model that is asked in words is to look for", minLength=1),
         "rid": schemas.RID,
     },
-    frozenset({"model", "user"}),
+    frozenset({"user"}),
     required=("query", "documents"),
     name="RerankRequest",
 )
@@ -53,8 +54,8 @@ _JUDGE = (
 @dataclass(frozen=True)
 class _RerankCall:
     """`texts`: ids of each document, after its query or its question where the model reads them together; `query`: those of the
-    query where it does not; `first_lens`: see EmbedReq; `answers`: ids of yes and no; `shown`: documents are repeated in the
-    reply."""
+    query where it does not; `first_lens`: see EmbedReq; `answers`: ids of yes and no, and `adapter`: who answers; `shown`: documents
+    are repeated in the reply."""
 
     documents: list[str]
     texts: list[list[int]]
@@ -64,6 +65,7 @@ class _RerankCall:
     query: list[int] | None = None
     first_lens: list[int] | None = None
     answers: tuple[int, ...] = ()
+    adapter: str | None = None
 
 
 class RerankApi:
@@ -102,9 +104,8 @@ class RerankApi:
             options = LogprobOptions(token_ids=call.answers)
             sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
             prompts: list[Sequence[int]] = list(call.texts)
-            return await answer(
-                request, self._manager, GenerateReq(input_ids=prompts, sampling=sampling, logprobs=options), _answers
-            )
+            req = GenerateReq(input_ids=prompts, sampling=sampling, logprobs=options, adapter=call.adapter)
+            return await answer(request, self._manager, req, _answers)
         if call.query is None:
             vectors = await unless_gone(request, self._manager.embed(call.texts, first_lens=call.first_lens))
             return None if vectors is None else [float(vector[0]) for vector in vectors]
@@ -112,7 +113,6 @@ class RerankApi:
         return None if vectors is None else [_cosine(vectors[0], vector) for vector in vectors[1:]]
 
     def _call(self, body: dict[str, Any]) -> _RerankCall:
-        self._manager.adapters.check_none(body)
         query, documents = as_text(body, "query"), as_texts(body, "documents")
         if not query:
             raise RequestError("query must be a string that is not empty", "query")
@@ -126,6 +126,9 @@ class RerankApi:
         common = (top, as_text(body, "rid") or uuid4().hex, as_bool(body, "return_documents", True))
         info, instruct = self._manager.info, as_text(body, "instruct")
         num_labels = info.get("num_labels", 0)  # none: a model that generates, or one that embeds
+        adapter = self._manager.adapters.of_body(body)
+        if num_labels or info.get("embedding_dim"):
+            self._manager.adapters.check_none(body)
         if info.get("embedding_dim") and not num_labels:
             return self._by_vectors(query, documents, instruct, common)
         if num_labels > 1:
@@ -143,7 +146,7 @@ class RerankApi:
         answers = [tokenizer.encode_ordinary(word) for word in ("yes", "no")]
         if any(len(ids) != 1 for ids in answers):
             raise RequestError("this model cannot be asked to rank: yes and no are several tokens of it")
-        return _RerankCall(documents, questions, *common, answers=tuple(ids[0] for ids in answers))
+        return _RerankCall(documents, questions, *common, answers=tuple(ids[0] for ids in answers), adapter=adapter)
 
     def _by_vectors(self, query: str, documents: list[str], instruct: str | None, common: tuple[int, str, bool]) -> _RerankCall:
         _refuse_instruct(instruct)
