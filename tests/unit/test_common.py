@@ -55,6 +55,7 @@ def test_the_nearest_name() -> None:
     assert nearest("temprature", known) == "temperature" and nearest("zzz", known) is None
     assert did_you_mean("top_q", ["top_p"]) == "; did you mean 'top_p'?" and did_you_mean("zzz", known) == ""
     assert nearest("temperatur", known, cutoff=0.99) is None
+    assert nearest("SQL", ["sql"]) == "sql" and nearest("sql", ["SQL"]) == "SQL"
 
 
 def test_only_the_beginning_of_a_long_name_is_looked_at() -> None:

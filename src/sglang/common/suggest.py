@@ -10,9 +10,11 @@ MAX_NAME_LEN = 200
 
 
 def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
-    """The one of `known` that is most like `name`; None when none is. `cutoff`: 0 (anything) to 1 (equal)."""
-    close = difflib.get_close_matches(name[:MAX_NAME_LEN], sorted(known), n=1, cutoff=cutoff)
-    return close[0] if close else None
+    """The one of `known` that is most like `name`, large letters being small ones; None when none is. `cutoff`: 0 (anything) to 1
+    (equal)."""
+    by_small = {other.lower(): other for other in sorted(known, reverse=True)}
+    close = difflib.get_close_matches(name[:MAX_NAME_LEN].lower(), by_small, n=1, cutoff=cutoff)
+    return by_small[close[0]] if close else None
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
