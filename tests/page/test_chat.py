@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ from sglang.srt.checkpoint.resolve import ALIASES
 from sglang.srt.config import DEFAULT_MODEL
 from tests.conftest import RunningServer, start_server
 from tests.page.conftest import Chat, Troubles, wait_for
-from tests.page.test_look import show_answer
+from tests.page.test_look import show_answer, show_events
 
 FRANCE = "What is the capital of France? Answer in one sentence."
 
@@ -133,6 +134,43 @@ def test_options_are_the_model_s_until_the_user_sets_them(page: Page, server: Ru
     expect(penalty).to_have_attribute("placeholder", "0")
 
 
+def test_the_options_that_are_shown_are_those_that_hold(chat: Chat, server: RunningServer) -> None:
+    """What the server does where a request says nothing is what it does where it says the same."""
+    page = chat.page
+    page.get_by_role("button", name="Options").click()
+    page.get_by_role("button", name="All defaults").click()
+    shown = page.locator("input[type=number]").evaluate_all("(all) => all.map((one) => [one.id.slice(7), one.placeholder])")
+    numbers = {name: float(text) for name, text in shown if re.fullmatch("-?[0-9.]+", text)}
+    numbers["top_k"] = int(numbers["top_k"])
+    assert {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"} == set(
+        numbers
+    )
+    said = []
+    for fields in ({}, numbers, {**numbers, "temperature": 2}):
+        body = {"messages": [{"role": "user", "content": "Tell me a story."}], "seed": 5, "max_tokens": 40, **fields}
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60, trust_env=False).raise_for_status()
+        said.append(reply.json()["choices"][0]["message"]["content"])
+    assert said[0] == said[1] != said[2]
+
+
+def test_options_are_numbers_that_the_server_takes(chat: Chat) -> None:
+    """What is typed becomes the nearest of them; two that are changed at once are both set."""
+    page = chat.page
+    page.get_by_role("button", name="Options").click()
+    typed = {"top_k": ["2.6", "0", "5000"], "seed": ["1.4", "-1"], "max_tokens": ["7.2"], "temperature": ["9"]}
+    for (name, texts), taken in zip(typed.items(), (["3", "-1", "1000"], ["1", "0"], ["7"], ["2"]), strict=True):
+        for text, value in zip(texts, taken, strict=True):
+            page.locator(f"#option-{name}").fill(text)
+            page.locator(f"#option-{name}").blur()
+            expect(page.locator(f"#option-{name}")).to_have_value(value)
+    page.evaluate(
+        """() => { for (const name of ["top_p", "min_p"]) { const field = document.getElementById(`option-${name}`);
+            field.value = "0.5"; field.dispatchEvent(new Event("change")); } }"""
+    )
+    for name in ("top_p", "min_p"):
+        expect(page.locator(f"#option-{name}")).to_have_value("0.5")
+
+
 def test_all_models_that_the_server_lists_can_be_chosen(page: Page, server: RunningServer) -> None:
     names = ["first", "<b>second</b>", "third " + "x" * 300]
     body = {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
@@ -219,6 +257,74 @@ def test_tool_calls_are_shown_and_answered(chat: Chat) -> None:
         call.get_by_role("button", name="Send").click()
     expect(chat.page.locator(".tool-result")).to_have_text("sunny, 25 degrees")
     assert chat.page.locator(".message.assistant").count() == 2
+
+
+def test_calls_of_several_tools_are_answered_one_by_one(page: Page, server: RunningServer) -> None:
+    """In any order, each once, in every version; the model is asked when all have a result."""
+    chat = Chat(page, server.url)
+    calls = [
+        {"index": i, "id": f"call_{i}", "function": {"name": name, "arguments": "{}"}}
+        for i, name in enumerate(("weather", "time"))
+    ]
+    show_events(page, [{"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": "tool_calls"}]}])
+    chat.say("Weather and time?")
+    show_answer(page, "Fine.")
+    call = page.locator(".tool-call")
+    call.nth(0).get_by_role("textbox").fill("half")
+    call.nth(1).get_by_role("textbox").fill("noon")
+    call.nth(1).get_by_role("button", name="Send").dblclick()
+    expect(call.get_by_role("textbox")).to_have_count(1)
+    call.nth(0).get_by_role("textbox").fill("sunny")
+    with chat.answering():
+        call.nth(0).get_by_role("button", name="Send").click()
+    expect(call.get_by_role("textbox")).to_have_count(0)
+    expect(page.locator(".tool-result")).to_have_text(["noon", "sunny"])
+    # another result for the first one: the second one is asked for again
+    page.locator(".message.tool").first.get_by_role("button", name="Edit").click()
+    page.keyboard.press("End")
+    page.keyboard.type(" sharp")
+    page.get_by_role("button", name="Send as a new branch").click()
+    expect(page.locator(".tool-result")).to_have_text(["noon sharp"])
+    expect(call.get_by_role("textbox")).to_have_count(1)
+    call.nth(0).get_by_role("textbox").fill("rain")
+    with page.expect_request("**/chat/completions") as asked, chat.answering():
+        page.keyboard.press("Enter")
+    given = [(m["tool_call_id"], m["content"]) for m in asked.value.post_data_json["messages"] if m["role"] == "tool"]
+    assert given == [("call_1", "noon sharp"), ("call_0", "rain")]
+
+
+def test_a_message_is_edited_while_an_answer_grows(page: Page, server: RunningServer) -> None:
+    """By the keyboard alone; to leave the editor does not stop the answer."""
+    chat = Chat(page, server.url)
+    page.route("**/v1/chat/completions", lambda route: None)
+    chat.say("Hello", wait=False)
+    growing = page.locator(".message[aria-busy=true]")
+    expect(growing).to_have_count(1)
+    edit = page.locator(".message.user").get_by_role("button", name="Edit")
+    edit.press("Enter")
+    page.keyboard.type("!")
+    expect(page.get_by_label("Edit the message")).to_have_value(re.compile("!"))
+    page.keyboard.press("Escape")
+    expect(edit).to_be_focused()
+    expect(growing).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(growing).to_have_count(0)
+
+
+DRAG = """([target, kind]) => { const data = new DataTransfer();
+    if (kind === "file") data.items.add(new File(["x"], "x.txt")); else data.setData("text/plain", "https://example.org");
+    const made = ["dragover", "drop"].map((name) => new DragEvent(name, {bubbles: true, cancelable: true, dataTransfer: data}));
+    return made.map((event) => document.querySelector(target).dispatchEvent(event)); }"""
+
+
+def test_text_is_dropped_into_the_message(page: Page, server: RunningServer) -> None:
+    """By the browser. A link that is dropped beside it does not leave the page; files are taken anywhere."""
+    Chat(page, server.url)
+    field = ".composer textarea"
+    assert page.evaluate(DRAG, [field, "text"]) == [True, True], "the browser puts it in"
+    assert page.evaluate(DRAG, ["main", "text"]) == [False, False]
+    assert page.evaluate(DRAG, [field, "file"]) == page.evaluate(DRAG, ["main", "file"]) == [False, False]
+    expect(page.locator(".attached li")).to_have_count(2)
 
 
 def test_images_by_file_paste_drop_and_camera(page: Page, vision: RunningServer, context: BrowserContext) -> None:

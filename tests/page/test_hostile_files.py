@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 from tests.conftest import RunningServer
 from tests.page.conftest import SLOWED, Chat, Troubles, look, wait_for
 from tests.page.test_hostile_output import ATTACKS, RUN
+from tests.page.test_look import show_answer
 
 EVIL = f"<img src=http://evil.example/x onerror={RUN}><script>{RUN}</script>\u202e\u0000"
 SECONDS = 30.0 * max(SLOWED // 2, 1)
@@ -58,6 +59,7 @@ REFUSED = {
     "no parent": conversation(node("a", "constructor")),
     "a parent that is no name": conversation(node("a", ["b"])),  # type: ignore[arg-type]
     "__proto__": '{"id": "x", "nodes": {"__proto__": {"id": "__proto__", "parent": null, "role": "user", "content": ""}}}',
+    "the parent of first messages": conversation(node("null", None)),
     "a role": conversation(node("a", None, "system")),
     "an id with markup": conversation(node("<b>", None)),
     "nodes as a list": {"id": "x", "nodes": [1]},
@@ -128,6 +130,17 @@ def test_members_of_any_type_are_taken_or_left(page: Page, server: RunningServer
     check_nothing_ran(page, server.url, asked)
     chat.option(max_tokens=4)
     chat.say("Still there?")
+
+
+def test_an_end_that_is_no_name_is_none(page: Page, server: RunningServer, tmp_path: Path) -> None:
+    chat = Chat(page, server.url)
+    bring_in(page, tmp_path, conversation(node("a", None, "user"), leaf=["a"]))
+    page.locator(".kept .entry").click()
+    expect(page.locator(".talk-bar")).to_have_count(0)
+    show_answer(page, "Yes.")
+    chat.say("Hello")
+    page.reload()
+    expect(page.locator(".said")).to_have_text("Hello")
 
 
 def test_names_and_tool_calls_are_text(page: Page, server: RunningServer, tmp_path: Path, asked: list[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import axe_playwright_python
 import pytest
@@ -38,14 +40,16 @@ def roots(a: float, b: float, c: float) -> tuple[float, float]:
 
 def show_answer(page: Page, text: str, reasoning: str = "") -> None:
     """Lets the next answer be `text`, as a server would stream it."""
-    import json
-
     pieces = [{"reasoning_content": reasoning}] if reasoning else []
     pieces += [{"content": text[at : at + 20]} for at in range(0, len(text), 20)]
     events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in pieces]
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     usage = {"prompt_tokens": 40, "completion_tokens": 150, "prompt_tokens_details": {"cached_tokens": 31}}
-    events.append({"choices": [], "usage": usage})
+    show_events(page, [*events, {"choices": [], "usage": usage}])
+
+
+def show_events(page: Page, events: list[dict[str, Any]]) -> None:
+    """Lets the next answer be what a server says by these events."""
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
 
@@ -117,6 +121,20 @@ def test_what_is_wide_scrolls_by_itself(page: Page, server: RunningServer) -> No
     assert height < 2 * line, "a word is not broken into letters"
     assert page.locator("math[display=block] mtable").count() == 3
     assert page.locator(".math-source").count() == 0
+
+
+def test_many_files_leave_room_to_write(page: Page, server: RunningServer) -> None:
+    chat = Chat(page, server.url)
+    names = [f"{i}.txt" for i in range(200)] + ["n" * 200]
+    files = [{"name": name, "mimeType": "text/plain", "buffer": b"x"} for name in names]
+    page.get_by_label("Files", exact=True).set_input_files(files)
+    expect(page.locator(".attached li")).to_have_count(len(names))
+    page.set_viewport_size({"width": 360, "height": 740})
+    for part in (".send", ".composer textarea"):
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
+    show_answer(page, "Yes.")
+    chat.say("What are these?")
+    assert page.locator(".files").evaluate("(box) => [...box.children].every((one) => one.getBoundingClientRect().left >= 0)")
 
 
 def test_the_view_shown_is_seen_in_the_menu_of_a_phone(page: Page, server: RunningServer) -> None:

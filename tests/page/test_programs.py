@@ -103,6 +103,17 @@ def test_a_choice_is_one_call_with_its_scores(page: Page, server: RunningServer)
     expect(text.locator(".scored li.on code")).to_have_text(done.stdout.strip())
 
 
+def test_a_run_that_began_before_it_is_looked_at(page: Page, server: RunningServer) -> None:
+    """What ends without having begun on view is not drawn: it has no place on the line of time."""
+    call = {"run": "a" * 32, "branch": "0", "rid": "x", "ended": 2.0, "text": "late"}
+    later = {"run": "b" * 32, "branch": "0", "rid": "y", "at": 1.0, "ended": 2.0, "prompt": "", "prompt_len": 1, "text": "seen"}
+    body = "".join(f"data: {json.dumps({'call': one})}\n\n" for one in (call, later))
+    page.route("**/page/live", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.goto(f"{server.url}/#programs")
+    expect(page.locator(".time-line .call")).to_have_count(1)
+    expect(page.get_by_role("group", name="Runs")).to_have_count(0)
+
+
 def test_names_of_calls_are_text(page: Page, server: RunningServer) -> None:
     """Whoever may send requests says what their calls are called. Runs with names that the language never gives are not shown."""
     look(page, server.url, "programs")

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import RunningServer
 from tests.page.conftest import SHOTS, Chat
-from tests.page.test_look import serious
+from tests.page.test_look import serious, show_events
 
 FRANCE = "What is the capital of France? Answer in one sentence."
 
@@ -53,6 +53,33 @@ def test_another_token_begins_a_branch(chat: Chat) -> None:
     expect(box).to_be_visible()
     page.keyboard.press("Escape")
     expect(box).to_have_count(0)
+
+
+def events_of(words: list[str], scores: list[float]) -> list[dict[str, object]]:
+    """An answer with the origins of its tokens and, if there are any, their log probabilities."""
+    origins = [{"token": word, "bytes": list(word.encode()), "origin": "sampled"} for word in words]
+    logprobs = [
+        {"token": word, "bytes": [], "logprob": score, "top_logprobs": []} for word, score in zip(words, scores, strict=False)
+    ]
+    choice = {"index": 0, "delta": {"content": "".join(words)}, "token_origins": origins, "logprobs": {"content": logprobs}}
+    return [{"choices": [{**choice, "finish_reason": "stop"}]}]
+
+
+def test_probabilities_are_those_of_their_tokens(chat: Chat) -> None:
+    """Also where an answer without probabilities, or without all of them, goes on."""
+    page = chat.page
+    page.get_by_role("button", name="Origins").click()
+    show_events(page, events_of(["One", " two"], []))
+    chat.say("Count")
+    for words, scores in (([" three", " four"], [-3.0]), ([" five"], [-0.5])):
+        show_events(page, events_of(words, scores))
+        with chat.answering():
+            page.get_by_role("button", name="Go on with this answer").click()
+    page.get_by_role("button", name="Tokens").click()
+    page.locator(".tokens").focus()
+    for token in ("One –", " two –", " three 5.0 %", " four –", " five 60.7 %"):
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(".alternatives p").first).to_contain_text(token)
 
 
 def test_origins_are_told_apart(chat: Chat, server: RunningServer) -> None:

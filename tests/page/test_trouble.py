@@ -155,6 +155,7 @@ def test_two_tabs(context: BrowserContext, server: RunningServer) -> None:
     one.say("First")
     expect(two.page.locator(".kept .entry")).to_have_text("First")
     two.page.locator(".kept .entry").first.click()
+    one.option(system="Be brief.")
     one.say("of the first tab")
     two.say("of the second tab")
     one.say("again of the first tab")
@@ -166,6 +167,7 @@ def test_two_tabs(context: BrowserContext, server: RunningServer) -> None:
         for text in ("of the first tab", "of the second tab", "again of the first tab"):
             expect(tree).to_contain_text(text)
         chat.page.get_by_role("button", name="Close").click()
+        expect(chat.page.locator(".system")).to_have_text("System Be brief.")
     one.delete("First")
     for page in (one.page, two.page):
         expect(page.locator(".kept .entry")).to_have_count(0)

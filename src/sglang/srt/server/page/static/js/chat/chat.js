@@ -122,6 +122,8 @@ export function Chat({ drawer, setDrawer }) {
   const counts = new Map();
   for (const node of Object.values(conversation.nodes)) counts.set(node.parent, (counts.get(node.parent) ?? 0) + 1);
   const busyNode = path.find(isRunning);
+  const waiting = conversations.openCalls(conversation);
+  const openOf = (node) => (node === waiting.node ? Array.from(node.calls ?? [], (call) => Number(waiting.calls.includes(call))).join("") : "");
   useLayoutEffect(() => {
     const key = (event) => {
       if (event.key === "Escape" && busyNode && !document.querySelector("dialog[open], .alternatives")) stop(busyNode);
@@ -145,7 +147,7 @@ export function Chat({ drawer, setDrawer }) {
         <div class="column">
           ${path.length > 0 && system && html`<p class="system"><b>System</b> <${Long} text=${system} most=${LONGEST_SYSTEM} /></p>`}
           ${earlier > 0 && html`<p class="center"><button type="button" class="quiet" onClick=${() => setWhole(conversation.id)}>Show ${plural(earlier, "earlier message")}</button></p>`}
-          ${path.slice(earlier).map((node) => html`<${Message} key=${node.id} node=${node} version=${node.version} busy=${isRunning(node)} tokens=${tokens} siblings=${counts.get(node.parent)} />`)}
+          ${path.slice(earlier).map((node) => html`<${Message} key=${node.id} node=${node} version=${node.version} busy=${isRunning(node)} tokens=${tokens} open=${openOf(node)} siblings=${counts.get(node.parent)} />`)}
           ${!path.length && html`<${Empty} known=${known} />`}
         </div>
       </div>

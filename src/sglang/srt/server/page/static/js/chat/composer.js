@@ -117,14 +117,16 @@ export function Composer({ running, onOptions }) {
   }, [text]);
 
   useLayoutEffect(() => {
-    const block = (event) => event.preventDefault();
+    // a field takes text by itself; elsewhere browsers would leave the page for a link
+    const isForField = (event) => !event.dataTransfer?.types.includes("Files") && event.target.closest?.("textarea, input");
+    const block = (event) => isForField(event) || event.preventDefault();
     const drop = (event) => {
-      event.preventDefault();
+      block(event);
       setOver(false);
       takeFiles(event.dataTransfer.files);
     };
     const dragOver = (event) => {
-      event.preventDefault();
+      block(event);
       setOver(event.dataTransfer?.types.includes("Files"));
     };
     const leave = (event) => event.relatedTarget === null && setOver(false);

@@ -1,11 +1,11 @@
 // Conversations: trees of messages that stay in this browser (IndexedDB).
 //
-//   conversation {id, title, created, updated, system, nodes: {id: node}, leaf, gone}
+//   conversation {id, title, created, updated, system, systemVersion, nodes: {id: node}, leaf, gone}
 //   node {id, parent, role, content, images, files, reasoning, calls, stats, tokens, ...}; `leaf` is the end of the branch on view,
 //   `gone` the ids of messages that were deleted: other tabs, which may still have them, are not to bring them back
 import { server } from "../api.js";
 import { Store, inTab, newId, parseJson } from "../lib.js";
-import { conversationFrom, idsFrom, nodeFrom } from "./imports.js";
+import { conversationFrom, idsFrom, nodeFrom, systemFrom } from "./imports.js";
 
 const NAME = "sglang";
 const TABLE = "conversations";
@@ -48,11 +48,16 @@ export const storageError = new Store(null);
 
 export function fresh() {
   const now = Date.now();
-  return { id: newId(), title: "", created: now, updated: now, system: null, nodes: {}, leaf: null, gone: [] };
+  return { id: newId(), title: "", created: now, updated: now, system: null, systemVersion: 0, nodes: {}, leaf: null, gone: [] };
 }
 
 /** What the conversation begins with: the user's words, or what the server suggests for its model. */
 export const systemOf = (conversation) => conversation.system ?? server.value?.info?.suggested_system_prompt ?? "";
+
+export function setSystem(conversation, text) {
+  Object.assign(conversation, { system: text, systemVersion: conversation.systemVersion + 1 });
+  touch(conversation);
+}
 
 /** What the page begins with: all conversations that are kept, and that on view when this tab was left. */
 export async function begin() {
@@ -250,7 +255,7 @@ function listed(entry) {
   list.set([entry, ...list.value.filter((other) => other.id !== entry.id)]);
 }
 
-/** Another tab may have changed the same conversation meanwhile: its messages are taken over. `isOld`: it is written only if it is there.
+/** Another tab may have changed the same conversation meanwhile: its messages are taken over, and its system prompt if it is newer. `isOld`: it is written only if it is there.
  * `isWanted`: its messages come back if they were deleted. */
 function putMerged(table, conversation, { isOld = false, isWanted = false } = {}) {
   return new Promise((resolve, reject) => {
@@ -272,6 +277,8 @@ function putMerged(table, conversation, { isOld = false, isWanted = false } = {}
 }
 
 function merge(conversation, kept, isWanted = false) {
+  const theirs = systemFrom(kept);
+  if (theirs.systemVersion > conversation.systemVersion) Object.assign(conversation, theirs);
   const gone = new Set([...conversation.gone, ...idsFrom(kept?.gone)]);
   if (isWanted) for (const id of Object.keys(conversation.nodes)) gone.delete(id);
   conversation.gone = [...gone];
@@ -348,6 +355,14 @@ export function childTable(conversation) {
   }
   for (const children of table.values()) children.sort((a, b) => a.created - b.created);
   return table;
+}
+
+/** Calls of tools that wait for a result at the end of the branch on view: {node, calls}. */
+export function openCalls(conversation) {
+  const path = pathTo(conversation);
+  const node = path.findLast(({ role }) => role !== "tool");
+  const answered = new Set(path.slice(path.indexOf(node) + 1).map(({ callId }) => callId));
+  return { node, calls: (node?.calls ?? []).filter(({ id }) => !answered.has(id)) };
 }
 
 /** Messages that follow one, in all branches. */

@@ -87,9 +87,8 @@ export function streamed(body, view) {
 /** Has the model answer the branch that ends at `parent`; the answer is a new branch. `begun`, `tokens`: its beginning. */
 export async function answer(conversation, parent, { begun = "", tokens = null } = {}) {
   const node = add(conversation, parent, "assistant", { content: begun, calls: [], reasoning: "", stats: null, error: null });
-  if (tokens) node.tokens = tokens;
   const view = tokens !== null ? "tokens" : tokenView.value;
-  if (view !== "text") node.tokens ??= [];
+  if (view !== "text") Object.assign(node, { tokens: tokens ?? [], scored: tokens?.length ?? 0 });
   const abort = new AbortController();
   growing.set(node.id, { conversation, abort });
   const times = { begun: performance.now(), first: 0, last: 0 };
@@ -145,11 +144,10 @@ function take(node, event, times) {
 }
 
 /** Tokens are kept as {t: text, b: bytes if they are no whole characters, o: origin, p: log probability, a: alternatives}. Origins come
- * first, log probabilities follow. */
+ * first, log probabilities follow: `scored` of the tokens have theirs, or had none to come. */
 function takeTokens(node, choice) {
   for (const entry of choice.token_origins ?? []) node.tokens.push(withBytes({ t: entry.token, o: entry.origin }, entry));
   for (const entry of choice.logprobs?.content ?? []) {
-    node.scored ??= node.tokens.findIndex((token) => token.p === undefined && !token.chosen);
     const token = node.tokens[node.scored];
     token.p = entry.logprob;
     token.a = (entry.top_logprobs ?? []).map((other) => withBytes({ t: other.token, p: other.logprob }, other));

@@ -2,7 +2,8 @@
 
 const ROLES = ["user", "assistant", "tool"];
 const ORIGINS = ["sampled", "draft", "forced"];
-const ID = /^[a-z0-9]{1,40}$/;
+/** not "null", which the parent of first messages is as the name of a member */
+const ID = /^(?!null$)[a-z0-9]{1,40}$/;
 const MAX_MESSAGES = 20000;
 /** of one message */
 const MAX_CALLS = 200;
@@ -22,6 +23,10 @@ const member = (value) => (typeof value === "object" && value !== null ? value :
 const isImage = (url) => typeof url === "string" && url.startsWith("data:image/");
 const bytes = (value) => (Array.isArray(value) && value.length <= MAX_BYTES && value.every((one) => Number.isInteger(one) && one >= 0 && one < 256) ? { b: value } : {});
 
+const version = (value) => (Number.isSafeInteger(value) && value > 0 ? value : 0);
+
+/** Of a conversation. */
+export const systemFrom = (given) => ({ system: words(given?.system), systemVersion: version(given?.systemVersion) });
 /** Names of messages. */
 export const idsFrom = (value) => list(value).filter((id) => typeof id === "string" && ID.test(id)).slice(-MAX_MESSAGES);
 
@@ -40,9 +45,9 @@ export function conversationFrom(given, fresh) {
     title: text(given.title).slice(0, 200),
     created: number(given.created) ?? fresh.created,
     updated: number(given.updated) ?? fresh.updated,
-    system: words(given.system),
+    ...systemFrom(given),
     nodes,
-    leaf: Object.hasOwn(nodes, given.leaf) ? given.leaf : null,
+    leaf: Object.hasOwn(nodes, text(given.leaf)) ? given.leaf : null,
     gone: idsFrom(given.gone).filter((id) => !Object.hasOwn(nodes, id)),
   };
 }
@@ -54,7 +59,7 @@ export function nodeFrom(id, given, all) {
     throw new Error(`message ${id.slice(0, 40)} of the conversation is damaged`);
   }
   const node = { id, parent: given.parent, role: given.role, content: given.content, created: number(given.created) ?? 0 };
-  node.version = Number.isSafeInteger(given.version) && given.version > 0 ? given.version : 0;
+  node.version = version(given.version);
   node.images = list(given.images).slice(0, MAX_FILES).filter(isImage);
   node.files = list(given.files).slice(0, MAX_FILES).map((file) => ({ name: text(file?.name).slice(0, LONGEST_NAME), text: text(file?.text) }));
   if (given.role === "tool") return { ...node, callId: text(given.callId) };

@@ -1,7 +1,7 @@
 // One message: what it says, and what can be done with it.
-import { html, Component, useState, CopyButton, Icon, IconButton, parseJson, plural, Question, short, seconds } from "../lib.js";
-import { add, childrenOf, current, cut, numBelow, show } from "./conversations.js";
-import { answer, isRunning, requestOf, stop } from "./generate.js";
+import { html, Component, useLayoutEffect, useRef, useState, CopyButton, Icon, IconButton, parseJson, plural, Question, short, seconds } from "../lib.js";
+import { add, childrenOf, current, cut, numBelow, openCalls, show } from "./conversations.js";
+import { answer, requestOf, stop } from "./generate.js";
 import { Long, Markdown } from "./markdown.js";
 import { Legend, textBefore, Tokens } from "./tokens.js";
 import { tokenView } from "./options.js";
@@ -41,6 +41,8 @@ function Stats({ node }) {
 
 function Editor({ node, onClose }) {
   const [text, setText] = useState(node.content);
+  const area = useRef(null);
+  useLayoutEffect(() => area.current.focus(), []);
   const conversation = current.value;
   const keep = () => {
     onClose();
@@ -50,24 +52,26 @@ function Editor({ node, onClose }) {
     }
     const more = { content: text, images: node.images, files: node.files, callId: node.callId };
     const edited = add(conversation, node.parent, node.role, more);
-    answer(conversation, edited.id);
+    if (!openCalls(conversation).calls.length) answer(conversation, edited.id);
   };
   return html`<form class="editor" onSubmit=${(event) => {
     event.preventDefault();
     keep();
   }}>
-    <textarea aria-label="Edit the message" rows=${Math.min(Math.max(text.split("\n").length, 2), 20)} value=${text} onInput=${(event) => setText(event.target.value)}
+    <textarea ref=${area} aria-label="Edit the message" rows=${Math.min(Math.max(text.split("\n").length, 2), 20)} value=${text} onInput=${(event) => setText(event.target.value)}
       onKeyDown=${(event) => {
-        if (event.key === "Escape") onClose();
+        if (event.key === "Escape") {
+          event.stopPropagation(); // an answer that grows goes on
+          onClose();
+        }
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) keep();
-      }} ref=${(area) => area && document.activeElement !== area && !area.dataset.seen && (area.dataset.seen = "1") && area.focus()} />
+      }} />
     <div class="row"><button type="button" class="quiet" onClick=${onClose}>Cancel</button><button class="primary">${node.role === "assistant" ? "Keep as a new version" : "Send as a new branch"}</button></div>
   </form>`;
 }
 
-function ToolCall({ node, call }) {
+function ToolCall({ call, isOpen }) {
   const conversation = current.value;
-  const given = childrenOf(conversation, node.id).length > 0;
   const [result, setResult] = useState("");
   let args = call.arguments;
   try {
@@ -77,21 +81,15 @@ function ToolCall({ node, call }) {
   }
   const send = (event) => {
     event.preventDefault();
-    const parent = conversation.leaf;
-    const tool = add(conversation, parent, "tool", { content: result, callId: call.id });
-    const answered = conversation.nodes && node.calls.every((other) => isAnswered(conversation, tool.id, other.id));
-    if (answered) answer(conversation, tool.id);
+    if (!openCalls(conversation).calls.includes(call)) return; // a second click
+    const tool = add(conversation, conversation.leaf, "tool", { content: result, callId: call.id });
+    if (!openCalls(conversation).calls.length) answer(conversation, tool.id);
   };
   return html`<div class="tool-call">
     <p><${Icon} name="code" /> calls <code>${call.name.slice(0, LONGEST_NAME)}</code></p>
     <pre tabindex="0"><code><${Long} text=${args} /></code></pre>
-    ${!isRunning(node) && !given && html`<form onSubmit=${send}><label>Its result <input value=${result} onInput=${(event) => setResult(event.target.value)} placeholder="what the tool gives back" /></label><button>Send</button></form>`}
+    ${isOpen && html`<form onSubmit=${send}><label>Its result <input value=${result} onInput=${(event) => setResult(event.target.value)} placeholder="what the tool gives back" /></label><button>Send</button></form>`}
   </div>`;
-}
-
-function isAnswered(conversation, leaf, callId) {
-  for (let at = conversation.nodes[leaf]; at; at = conversation.nodes[at.parent]) if (at.callId === callId) return true;
-  return false;
 }
 
 function Body({ node, busy }) {
@@ -128,14 +126,18 @@ const LONGEST_NAME = 300;
 const LONGEST_ERROR = 5000;
 const WHO = { user: "You", assistant: "Model", tool: "Tool" };
 
-/** Drawn anew only if its version, or what surrounds it, has changed. */
+/** Drawn anew only if its version, or what surrounds it, has changed. `open`: a 1 for each of its calls that waits for a result, else a 0. */
 export class Message extends Component {
   shouldComponentUpdate(next, state) {
-    const same = ["node", "version", "busy", "tokens", "siblings"].every((name) => next[name] === this.props[name]);
+    const same = ["node", "version", "busy", "tokens", "siblings", "open"].every((name) => next[name] === this.props[name]);
     return !same || state !== this.state;
   }
 
-  render({ node, busy, tokens }, { editing, code, unwanted }) {
+  componentDidUpdate(_, before) {
+    if (before.editing && !this.state.editing && document.activeElement === document.body) this.base.querySelector("[aria-label=Edit]")?.focus();
+  }
+
+  render({ node, busy, tokens, open }, { editing, code, unwanted }) {
     const close = () => this.setState({ editing: false, code: false, unwanted: false });
     const conversation = current.value;
     const remove = () => (numBelow(conversation, node.id) ? this.setState({ unwanted: true }) : cut(conversation, node.id));
@@ -147,7 +149,7 @@ export class Message extends Component {
       ${editing ? html`<${Editor} node=${node} onClose=${close} />` : html`<${Body} node=${node} busy=${busy} />`}
       ${busy && !node.content && !node.reasoning && html`<p class="waiting" aria-label="waiting for the first token"><i></i><i></i><i></i></p>`}
       ${tokens !== "text" && node.tokens && !busy && html`<${Legend} view=${tokens} />`}
-      ${node.calls?.map((call) => html`<${ToolCall} key=${call.id} node=${node} call=${call} />`)}
+      ${node.calls?.map((call, i) => html`<${ToolCall} key=${i} call=${call} isOpen=${!busy && open[i] === "1"} />`)}
       ${node.error && html`<p class="error" role="alert"><${Long} text=${node.error} most=${LONGEST_ERROR} /></p>`}
       ${node.role === "assistant" && !busy && html`<${Stats} node=${node} />`}
       ${!editing && html`<${Tools} node=${node} busy=${busy} onEdit=${() => this.setState({ editing: true })} onCode=${() => this.setState({ code: true })} onDelete=${remove} />`}

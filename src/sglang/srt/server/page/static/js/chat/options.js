@@ -1,9 +1,9 @@
 // Sampling options: what the user set is sent, everything else is the model's.
 import { html, useEffect, useState, useStore, parseJson, KeptStore, Dialog } from "../lib.js";
 import { choose, loadServer, modelOf, server } from "../api.js";
-import { current, systemOf, touch } from "./conversations.js";
+import { current, setSystem, systemOf } from "./conversations.js";
 
-/** name, what it is called, least, most, step, what holds if nobody says anything */
+/** name, what it is called, least, most, step (1: whole numbers), what holds if nobody says anything */
 export const FIELDS = [
   { name: "temperature", label: "Temperature", least: 0, most: 2, step: 0.05, plain: 1, hint: "0: always the likeliest token" },
   { name: "top_p", label: "Top p", least: 0.01, most: 1, step: 0.01, plain: 1, hint: "the likeliest tokens with this probability together" },
@@ -13,13 +13,19 @@ export const FIELDS = [
   { name: "repetition_penalty", label: "Repetition penalty", least: 0.01, most: 2, step: 0.01, plain: 1, hint: "above 1: says things less often again" },
   { name: "frequency_penalty", label: "Frequency penalty", least: -2, most: 2, step: 0.1, plain: 0, hint: "per earlier occurrence" },
   { name: "presence_penalty", label: "Presence penalty", least: -2, most: 2, step: 0.1, plain: 0, hint: "for tokens that occurred" },
-  { name: "seed", label: "Seed", least: 0, most: 2 ** 53, step: 1, plain: "a new one", hint: "the same seed gives the same answer" },
+  { name: "seed", label: "Seed", least: 0, most: 2 ** 53 - 1, step: 1, plain: "a new one", hint: "the same seed gives the same answer" },
 ];
 
 const words = (value) => (typeof value === "string" ? value : "");
 
+/** The number that the server takes which is nearest to one. */
+function nearest({ name, least, most, step }, number) {
+  const found = Math.min(Math.max(step === 1 ? Math.round(number) : number, least), most);
+  return name === "top_k" && found === 0 ? -1 : found; // many programs say 0 for all
+}
+
 function soundOptions(kept) {
-  const isOne = ({ name, least, most }) => Number.isFinite(kept?.sampling?.[name]) && kept.sampling[name] >= least && kept.sampling[name] <= most;
+  const isOne = (field) => Number.isFinite(kept?.sampling?.[field.name]) && kept.sampling[field.name] === nearest(field, kept.sampling[field.name]);
   const sampling = Object.fromEntries(FIELDS.filter(isOne).map(({ name }) => [name, kept.sampling[name]]));
   return { sampling, stop: words(kept?.stop), tools: words(kept?.tools), thinking: typeof kept?.thinking === "boolean" ? kept.thinking : null };
 }
@@ -69,7 +75,7 @@ const EXAMPLE_TOOLS = [
 
 function NumberField({ field, fallback, value, onChange }) {
   const id = `option-${field.name}`;
-  const set = (text) => onChange(text === "" ? undefined : Math.min(Math.max(Number(text), field.least), field.most));
+  const set = (text) => onChange(text === "" ? undefined : nearest(field, Number(text)));
   const isRange = field.most <= 2;
   const [typed, setTyped] = useState(null); // until it is complete; what is drawn again meanwhile must not take it away
   return html`<div class="option">
@@ -101,7 +107,7 @@ export function OptionsDialog({ onClose }) {
   const conversation = useStore(current);
   const [problem, setProblem] = useState(null);
   const change = (name, value) => {
-    const sampling = { ...set.sampling };
+    const sampling = { ...options.value.sampling }; // what is drawn may be older
     if (value === undefined) delete sampling[name];
     else sampling[name] = value;
     options.put({ sampling });
@@ -130,10 +136,7 @@ export function OptionsDialog({ onClose }) {
       <div class="option whole">
         <label for="option-system">System prompt</label>
         <span class="hint">of this conversation</span>
-        <textarea id="option-system" rows="3" value=${systemOf(conversation)} onInput=${(event) => {
-          conversation.system = event.target.value;
-          touch(conversation);
-        }} />
+        <textarea id="option-system" rows="3" value=${systemOf(conversation)} onInput=${(event) => setSystem(conversation, event.target.value)} />
       </div>
       ${FIELDS.map((field) => html`<${NumberField} key=${field.name} field=${field} fallback=${defaultOf(field, set.sampling)} value=${set.sampling[field.name]} onChange=${(value) => change(field.name, value)} />`)}
       <div class="option">

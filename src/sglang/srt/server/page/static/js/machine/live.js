@@ -130,6 +130,7 @@ function takeNodes(all, event) {
 
 function noteCall(call) {
   if (!/^0(\.|$)/.test(call.branch)) call.branch = "0"; // it is no program of ours
+  if (!runs.has(call.run) && call.at === undefined) return; // it began before anybody looked here
   if (!runs.has(call.run)) runs.set(call.run, { id: call.run, model: live.value.model ?? partsOf().base, calls: new Map(), began: call.at ?? call.ended });
   const { calls } = runs.get(call.run);
   if (call.choice_of) noteChoice(calls, call);
