@@ -123,6 +123,18 @@ def test_what_is_wide_scrolls_by_itself(page: Page, server: RunningServer) -> No
     assert page.locator(".math-source").count() == 0
 
 
+def test_a_long_paragraph_looks_like_one(page: Page, server: RunningServer) -> None:
+    """It is drawn in pieces, without space between them; so are lists and quotations."""
+    chat = Chat(page, server.url)
+    for sign, between in (("", " "), ("* ", "\n"), ("> ", "\n")):
+        show_answer(page, between.join(f"{sign}word{i}" for i in range(5000)) + "\n\nThe end.")
+        chat.say("Go on and on.")
+        blocks = page.locator(".message").last.locator(".markdown > .block")
+        expect(blocks.last).to_have_text("The end.")
+        gaps = blocks.evaluate_all("(all) => all.slice(0, -2).map((one) => getComputedStyle(one.lastElementChild).marginBottom)")
+        assert set(gaps) == {"0px"}
+
+
 def test_many_files_leave_room_to_write(page: Page, server: RunningServer) -> None:
     chat = Chat(page, server.url)
     names = [f"{i}.txt" for i in range(200)] + ["n" * 200]

@@ -30,6 +30,7 @@ export class Growing {
 
   reset() {
     this.blocks = [];
+    this.goesOn = new Set(); // of blocks: what is in the next one continues it
     this.seen = "";
     this.offset = 0;
     this.reach = this.pace;
@@ -76,6 +77,7 @@ export class Growing {
     const most = markup.length > MAX_MARKUP ? Math.max(Math.floor((rest.length * MAX_MARKUP) / markup.length), LEAST) : STEP;
     const cut = rest.length - this.head.length >= most ? cutOf(tokens, rest, this.head.length, most) : null;
     if (cut) {
+      if (!cut.head) this.goesOn.add(this.blocks.length);
       this.take(md.parse(rest.slice(0, cut.at), this.env), cut.at, cut.head);
       return { tail: NOTHING, isMore: true };
     }

@@ -85,10 +85,10 @@ export function Markdown({ text, busy = false }) {
     clearTimeout(timer.current);
     waiting.delete(redraw);
   }, []);
-  const { blocks } = growing.current;
+  const { blocks, goesOn } = growing.current;
   const isUnread = shown.current.text === null;
   return html`<div class="markdown" ref=${box} onClick=${onClick}>
-    ${blocks.map((markup, i) => html`<div class="block" key=${i} dangerouslySetInnerHTML=${{ __html: markup }} />`)}
+    ${blocks.map((markup, i) => html`<div class=${goesOn.has(i) ? "block goes-on" : "block"} key=${i} dangerouslySetInnerHTML=${{ __html: markup }} />`)}
     ${isUnread ? html`<div class="block unread" key="unread">${text.slice(0, NUM_UNREAD)}</div>` : html`<div class="block" key="tail" dangerouslySetInnerHTML=${{ __html: shown.current.tail }} />`}
     ${rest(text)}
   </div>`;
