@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import RunningServer
-from tests.page.conftest import SHOTS, wait_for
+from tests.page.conftest import SHOTS, Troubles, wait_for
 from tests.page.test_look import serious
 
 WRONG = [
@@ -47,6 +47,24 @@ def test_mistakes_are_told_at_their_place(
     page.get_by_label("Examples").select_option("0")
     wait_until_checked(page, "The server can follow it.")
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_a_constraint_is_checked_again(page: Page, server: RunningServer, troubles: Troubles) -> None:
+    """With another key, and when the server is there again."""
+    troubles.expected = ("401", "net::")
+    page.route("**/generate", lambda route: route.fulfill(status=401, json={"error": {"message": "a key is needed"}}))
+    page.goto(f"{server.url}/#constraints")
+    page.get_by_label("Key", exact=True).fill("key")
+    page.unroute("**/generate")
+    page.get_by_role("button", name="Use the key").click()
+    wait_until_checked(page, "The server can follow it.")
+    page.route("**/generate", lambda route: route.abort())
+    page.get_by_role("textbox", name="JSON schema").fill('{"type": "integer"}')
+    wait_until_checked(page, "The server does not answer.")
+    page.unroute("**/generate")
+    wait_until_checked(page, "The server can follow it.")
+    place = "async () => (await import('/page/js/constraints/places.js')).placeOf('ebnf', 'x', 'at 0(0)')[0]"
+    assert page.evaluate(place) == 0, "no place is before the beginning"
 
 
 def test_an_answer_fills_a_form(page: Page, server: RunningServer) -> None:

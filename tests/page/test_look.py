@@ -131,7 +131,9 @@ def test_a_long_paragraph_looks_like_one(page: Page, server: RunningServer) -> N
         chat.say("Go on and on.")
         blocks = page.locator(".message").last.locator(".markdown > .block")
         expect(blocks.last).to_have_text("The end.")
-        gaps = blocks.evaluate_all("(all) => all.slice(0, -2).map((one) => getComputedStyle(one.lastElementChild).marginBottom)")
+        gaps = blocks.evaluate_all(
+            "(all) => all.slice(0, -2).map((one) => getComputedStyle(one.lastElementChild).marginBottom)"
+        )
         assert set(gaps) == {"0px"}
 
 

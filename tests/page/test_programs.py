@@ -114,6 +114,20 @@ def test_a_run_that_began_before_it_is_looked_at(page: Page, server: RunningServ
     expect(page.get_by_role("group", name="Runs")).to_have_count(0)
 
 
+def test_a_call_whose_end_is_not_seen_is_over(page: Page, server: RunningServer) -> None:
+    """Of what ends while nobody looks, nothing is told. How long it ran goes by one clock, the server's or the browser's."""
+    calls = [{"run": f"{i:032}", "branch": "0", "rid": f"{i}", "at": 1.0, "prompt": "", "prompt_len": 1} for i in range(20)]
+    body = "".join(f"data: {json.dumps({'call': call})}\n\n" for call in calls)
+    page.route("**/page/live", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.goto(f"{server.url}/#programs")
+    call = page.locator(".time-line .call.free")
+    expect(call).to_have_count(1)
+    assert re.search(r"request, [\d.]+ m?s$", call.get_attribute("aria-label") or "")
+    call.click()
+    expect(page.locator(".call-text")).to_contain_text("its end was not seen")
+    expect(page.get_by_role("group", name="Runs").get_by_role("button")).to_have_count(len(calls))
+
+
 def test_names_of_calls_are_text(page: Page, server: RunningServer) -> None:
     """Whoever may send requests says what their calls are called. Runs with names that the language never gives are not shown."""
     look(page, server.url, "programs")

@@ -9,6 +9,8 @@ import { placeOf } from "./places.js";
 
 const KINDS = [["json_schema", "JSON schema"], ["regex", "Regular expression"], ["ebnf", "Grammar"]];
 const CHECK_MS = 350;
+/** until a server that could not say anything is asked again */
+const AGAIN_MS = 3000;
 
 /** What is written here stays while other views are looked at, and over a reload; an answer goes on meanwhile. */
 const written = new KeptStore("sglang.constraint", soundly, inTab);
@@ -35,7 +37,7 @@ function isWhole(text) {
   }
 }
 
-/** What is wrong with a constraint: {message, place}, or null. The server has the last word: it compiles it, and generates nothing. */
+/** What is wrong with a constraint: {message, place, isPassing}, or null. `isPassing`: it may be right in a moment. The server has the last word: it compiles it, and generates nothing. */
 async function check(kind, text, signal) {
   if (!text.trim()) return { message: "There is no constraint yet.", place: null };
   if (kind === "json_schema") {
@@ -52,7 +54,8 @@ async function check(kind, text, signal) {
     return null;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    return { message: error.message, place: error.status === 400 ? placeOf(kind, text, error.message) : null };
+    const isPassing = error.status === 0 || error.status === 429 || error.status >= 500;
+    return { message: error.message, place: error.status === 400 ? placeOf(kind, text, error.message) : null, isPassing };
   }
 }
 
@@ -84,6 +87,7 @@ function Editor({ kind, text, onInput, problem }) {
 export function Constraints() {
   const { kind, texts, prompt } = useStore(written);
   const answer = useStore(answered);
+  const known = useStore(server);
   const [verdict, setVerdict] = useState(null); // {kind, text, problem}: what was checked last
   const [view, setView] = useState("form");
   const text = texts[kind];
@@ -93,18 +97,21 @@ export function Constraints() {
 
   useEffect(() => {
     const abort = new AbortController();
-    const timer = setTimeout(async () => {
+    let timer = setTimeout(ask, CHECK_MS);
+    async function ask() {
       try {
-        setVerdict({ kind, text, problem: await check(kind, text, abort.signal) });
+        const found = await check(kind, text, abort.signal);
+        setVerdict({ kind, text, problem: found });
+        if (found?.isPassing) timer = setTimeout(ask, AGAIN_MS);
       } catch (error) {
         if (error.name !== "AbortError") throw error;
       }
-    }, CHECK_MS);
+    }
     return () => {
       clearTimeout(timer);
       abort.abort();
     };
-  }, [kind, text]);
+  }, [kind, text, known]); // another key, or another model
 
   const body = () => {
     const constraint = kind === "json_schema" ? { response_format: { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(text) } } } : { [kind]: text };

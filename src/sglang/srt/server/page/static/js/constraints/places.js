@@ -45,7 +45,7 @@ function careted(text, message) {
 
 function lineAt(text, line, column) {
   const lines = text.split("\n");
-  const at = Math.min(line, lines.length) - 1;
-  const from = lines.slice(0, at).reduce((sum, one) => sum + one.length + 1, 0) + Math.min(column - 1, lines[at].length);
+  const at = Math.max(Math.min(line, lines.length), 1) - 1;
+  const from = lines.slice(0, at).reduce((sum, one) => sum + one.length + 1, 0) + Math.max(Math.min(column - 1, lines[at].length), 0);
   return [from, Math.max(from + 1, from + lines[at].length - column + 1)];
 }

@@ -37,10 +37,13 @@ function forgetReplicas() {
   addReplica(0);
 }
 
-/** run -> {id, model, calls: rid -> call, began}, newest last: `model` is the one whose server it runs on; a call {branch, rid, name, at, ended, prompt, text, ...} */
+/** run -> {id, model, calls: rid -> call, began}, newest last: `model` is the one whose server it runs on; a call {branch, rid, name, at, seen, ended, prompt, text, ...},
+ * with times of the server's clock, but `seen`: when it was told of, by the browser's. */
 export const runs = new Map();
 const MAX_RUNS = 50;
 const MAX_CALLS = 2000;
+/** why a call is over of whose end nothing was told */
+export const UNSEEN = "unseen";
 /** Changes whenever a run does. */
 export const runNews = new Store(0);
 
@@ -90,6 +93,8 @@ async function connect() {
       if (signal.aborted) break;
       live.put({ error: error.message, connected: false });
       if (error.status >= 400 && error.status < 500) return;
+    } finally {
+      endUnseen();
     }
     if (signal.aborted) break;
     wasAway = true;
@@ -130,6 +135,7 @@ function takeNodes(all, event) {
 
 function noteCall(call) {
   if (!/^0(\.|$)/.test(call.branch)) call.branch = "0"; // it is no program of ours
+  if (call.at !== undefined) call.seen = Date.now() / 1000;
   if (!runs.has(call.run) && call.at === undefined) return; // it began before anybody looked here
   if (!runs.has(call.run)) runs.set(call.run, { id: call.run, model: live.value.model ?? partsOf().base, calls: new Map(), began: call.at ?? call.ended });
   const { calls } = runs.get(call.run);
@@ -137,6 +143,15 @@ function noteCall(call) {
   else if (calls.has(call.rid)) Object.assign(calls.get(call.rid), call);
   else if (call.at !== undefined && calls.size < MAX_CALLS) calls.set(call.rid, call);
   while (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
+  runNews.set(runNews.value + 1);
+}
+
+/** Now, by the clock of the server, for a call that runs. */
+export const nowFor = (call) => call.at + Date.now() / 1000 - call.seen;
+
+/** The server tells only of ends of what began while it was looked at. */
+function endUnseen() {
+  for (const { calls } of runs.values()) for (const call of calls.values()) if (!call.ended) Object.assign(call, { ended: nowFor(call), reason: UNSEEN });
   runNews.set(runNews.value + 1);
 }
 

@@ -3,7 +3,7 @@ import { html, useEffect, useMemo, useRef, useState, useStore, em, seconds, plur
 import { server } from "../api.js";
 import { languageHead } from "../code_forms.js";
 import { CodeDialog } from "../request_code.js";
-import { live, look, placeOf, requestOf, runNews, runs } from "../machine/live.js";
+import { live, look, nowFor, placeOf, requestOf, runNews, runs, UNSEEN } from "../machine/live.js";
 import { readRecording, recordedRequest } from "./recording.js";
 
 const MAX_LANES = 200;
@@ -48,7 +48,7 @@ export function TimeLine({ run, picked, onPick, width }) {
   const shown = new Set(branches);
   const calls = every.filter((call) => shown.has(call.branch));
   const began = Math.min(...calls.map((call) => call.at));
-  const now = Math.max(...calls.map((call) => call.ended ?? Date.now() / 1000));
+  const now = Math.max(...calls.map((call) => call.ended ?? nowFor(call)));
   const span = Math.max(now - began, 0.001);
   const unit = em();
   const [LANE, LEFT, TOP] = [1.9 * unit, 6.9 * unit, 1.7 * unit];
@@ -104,7 +104,7 @@ function Call({ run, call, calls }) {
     call.completion !== undefined && call.completion !== null && !call.choices && `${plural(call.completion, "token")} written`,
     call.constraint && (call.constraint === true ? "constrained" : `constrained by ${call.constraint}`),
     call.choices && `${plural(call.choices.length, "choice")} scored`,
-    call.reason && !call.choices && `ended by ${call.reason}`,
+    call.reason === UNSEEN ? "its end was not seen" : call.reason && !call.choices && `ended by ${call.reason}`,
   ];
   return html`<section class="call-text" aria-label="Request">
     <div class="row"><h3>${call.name || "Request"} <span class="hint">branch ${call.branch}</span></h3><span class="space"></span>
@@ -195,7 +195,7 @@ export function Programs() {
     </div>
     ${problem && html`<p class="error" role="alert">${problem}</p>`}
     ${state.error && html`<p class="error" role="alert">${state.error}</p>`}
-    ${all.length > 1 && html`<div class="segments" role="group" aria-label="Runs">${all.slice(0, 12).map((one) => html`<button type="button" aria-pressed=${String(one === run)} onClick=${() => (setChosen(one.id), setPicked(null))}>${one.title || `run ${one.id.slice(0, 6)}`} <span class="hint">${one.calls.size}</span></button>`)}</div>`}
+    ${all.length > 1 && html`<div class="segments runs" role="group" aria-label="Runs">${all.map((one) => html`<button type="button" aria-pressed=${String(one === run)} onClick=${() => (setChosen(one.id), setPicked(null))}>${one.title || `run ${one.id.slice(0, 6)}`} <span class="hint">${one.calls.size}</span></button>`)}</div>`}
     <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${setPicked} />`}</div>
     ${run && html`${run.isCut && html`<p class="hint">The first ${run.calls.size} requests of the run are shown.</p>`}<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained, or a choice</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
     ${!run && html`<${Empty} />`}
