@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import RunningServer
 from tests.page.conftest import SHOTS, look, wait_for
@@ -117,15 +117,23 @@ def test_a_run_that_began_before_it_is_looked_at(page: Page, server: RunningServ
 def test_a_call_whose_end_is_not_seen_is_over(page: Page, server: RunningServer) -> None:
     """Of what ends while nobody looks, nothing is told. How long it ran goes by one clock, the server's or the browser's."""
     calls = [{"run": f"{i:032}", "branch": "0", "rid": f"{i}", "at": 1.0, "prompt": "", "prompt_len": 1} for i in range(20)]
-    body = "".join(f"data: {json.dumps({'call': call})}\n\n" for call in calls)
-    page.route("**/page/live", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    told = [f"data: {json.dumps({'call': call})}\n\n" for call in calls]
+    numbers = iter([1])  # the first stream has one, the others have all
+
+    def tell(route: Route) -> None:
+        route.fulfill(body="".join(told[: next(numbers, len(told))]), content_type="text/event-stream")
+
+    page.route("**/page/live", tell)
     page.goto(f"{server.url}/#programs")
     call = page.locator(".time-line .call.free")
     expect(call).to_have_count(1)
     assert re.search(r"request, [\d.]+ m?s$", call.get_attribute("aria-label") or "")
     call.click()
     expect(page.locator(".call-text")).to_contain_text("its end was not seen")
-    expect(page.get_by_role("group", name="Runs").get_by_role("button")).to_have_count(len(calls))
+    runs = page.get_by_role("group", name="Runs").get_by_role("button")
+    expect(runs).to_have_count(len(calls))
+    expect(page.locator(".call-text")).to_be_visible()
+    expect(runs.last).to_have_attribute("aria-pressed", "true")
 
 
 def test_names_of_calls_are_text(page: Page, server: RunningServer) -> None:

@@ -187,6 +187,10 @@ export function Programs() {
     }
   };
   const call = run?.calls.get(picked);
+  const pick = (rid) => {
+    setChosen(run.id); // a run that begins later does not take its place
+    setPicked(rid);
+  };
   return html`<div class="view programs">
     <div class="row">
       <h2>Programs</h2><span class="space"></span>
@@ -196,7 +200,7 @@ export function Programs() {
     ${problem && html`<p class="error" role="alert">${problem}</p>`}
     ${state.error && html`<p class="error" role="alert">${state.error}</p>`}
     ${all.length > 1 && html`<div class="segments runs" role="group" aria-label="Runs">${all.map((one) => html`<button type="button" aria-pressed=${String(one === run)} onClick=${() => (setChosen(one.id), setPicked(null))}>${one.title || `run ${one.id.slice(0, 6)}`} <span class="hint">${one.calls.size}</span></button>`)}</div>`}
-    <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${setPicked} />`}</div>
+    <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${pick} />`}</div>
     ${run && html`${run.isCut && html`<p class="hint">The first ${run.calls.size} requests of the run are shown.</p>`}<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained, or a choice</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
     ${!run && html`<${Empty} />`}
     ${call && html`<${Call} key=${`${run.id} ${call.rid}`} run=${run} call=${call} calls=${calls} />`}
