@@ -110,6 +110,15 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running.process.wait(30)
 
 
+@pytest.fixture(scope="session")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with a key for clients, "user-key", and one for the operator, "root-key"."""
+    running = start_server(tmp_path_factory.mktemp("keyed") / "log", "--api-key", "user-key", "--admin-api-key", "root-key")
+    yield running
+    running.process.terminate()
+    running.process.wait(30)
+
+
 def wait_for(found: Callable[[], bool], seconds: float = 20.0) -> None:
     """Asks again and again. The page's policy lets no test run code of its own there for that."""
     deadline = time.monotonic() + seconds * max(SLOWED // 2, 1)

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import RunningServer, start_server
-from tests.page.conftest import SHOTS, Troubles, look, wait_for
+from tests.page.conftest import SHOTS, look, wait_for
 from tests.page.test_look import serious
 
 NODES = """async () => { const { nodes } = await import('/page/js/machine/live.js');
@@ -126,27 +126,21 @@ def test_one_view_is_one_viewer(fresh: RunningServer, page: Page) -> None:
     assert len(asked) == 2, "a request for each view"
 
 
-def test_who_may_look(tmp_path: Path, browser: Browser, troubles: Troubles) -> None:
-    running = start_server(tmp_path / "log", "--api-key", "user-key", "--admin-api-key", "root-key")
-    try:
+def test_who_may_look(keyed: RunningServer, browser: Browser) -> None:
+    def status(key: str | None) -> int:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.stream("POST", f"{keyed.url}/page/live", json={}, headers=headers, trust_env=False) as reply:
+            return reply.status_code
 
-        def status(key: str | None) -> int:
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            with httpx.stream("POST", f"{running.url}/page/live", json={}, headers=headers, trust_env=False) as reply:
-                return reply.status_code
-
-        assert [status(None), status("user-key"), status("root-key")] == [401, 401, 200]
-        page = browser.new_page()
-        page.goto(running.url)
-        page.get_by_label("Key", exact=True).fill("user-key")
-        page.get_by_role("button", name="Use the key").click()
-        expect(page.locator("dialog")).to_have_count(0)
-        page.get_by_role("link", name="Machine").click()
-        expect(page.get_by_role("alert")).to_contain_text("admin key")
-        page.close()
-    finally:
-        running.process.terminate()
-        running.process.wait(30)
+    assert [status(None), status("user-key"), status("root-key")] == [401, 401, 200]
+    page = browser.new_page()
+    page.goto(keyed.url)
+    page.get_by_label("Key", exact=True).fill("user-key")
+    page.get_by_role("button", name="Use the key").click()
+    expect(page.locator("dialog")).to_have_count(0)
+    page.get_by_role("link", name="Machine").click()
+    expect(page.get_by_role("alert")).to_contain_text("admin key")
+    page.close()
 
 
 def test_a_server_for_all_without_keys_shows_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,10 +29,15 @@ def begin_long_answer(page: Page, url: str) -> Chat:
     return chat
 
 
-def test_a_server_that_dies_in_the_middle(page: Page, tmp_path: Path, troubles: Troubles) -> None:
+def test_what_dies_in_the_middle(page: Page, tmp_path: Path, troubles: Troubles) -> None:
+    """A scheduler: nobody notices. The server: the page says so, and finds the one that is started anew on its port without a click."""
     troubles.expected = ("net::", "Failed to load", "ERR_")
     running = start_server(tmp_path / "log")
     chat = begin_long_answer(page, running.url)
+    before = len(chat.answer)
+    os.kill(running.scheduler(), signal.SIGKILL)
+    wait_for(lambda: len(chat.answer) > before + 40, 60)
+    assert page.get_by_role("alert").count() == 0
     running.process.kill()
     running.process.wait()
     expect(page.get_by_role("alert")).to_contain_text("The connection broke before the answer was complete")
@@ -39,23 +46,16 @@ def test_a_server_that_dies_in_the_middle(page: Page, tmp_path: Path, troubles: 
     chat.say("And now?", wait=False)
     expect(page.get_by_role("alert").last).to_contain_text("The server does not answer")
     expect(page.locator(".message[aria-busy=true]")).to_have_count(0)
-
-
-def test_a_scheduler_that_dies_is_not_noticed(page: Page, tmp_path: Path) -> None:
-    import os
-    import signal
-
-    running = start_server(tmp_path / "log")
+    page.get_by_role("link", name="Machine").click()
+    expect(page.get_by_role("alert").last).to_contain_text("does not answer")
+    port = running.url.rpartition(":")[2]
+    again = start_server(tmp_path / "log2", "--port", port, "--served-model-name", "another")
     try:
-        chat = begin_long_answer(page, running.url)
-        before = len(chat.answer)
-        os.kill(running.scheduler(), signal.SIGKILL)
-        wait_for(lambda: len(chat.answer) > before + 40, 60)
-        assert page.get_by_role("alert").count() == 0
-        page.get_by_role("button", name="Stop").click()
+        expect(page.locator(".figure", has_text=re.compile("^Running"))).to_be_visible(timeout=30_000)
+        expect(page.locator(".model")).to_have_text("another")
     finally:
-        running.process.terminate()
-        running.process.wait(30)
+        again.process.terminate()
+        again.process.wait(30)
 
 
 class Cut(BaseHTTPRequestHandler):
@@ -373,22 +373,3 @@ def test_a_key_that_ends(page: Page, server: RunningServer, troubles: Troubles) 
     expect(page.get_by_role("alert")).to_contain_text("missing or wrong")
     with chat.answering():
         page.get_by_role("button", name="Answer again").click()
-
-
-def test_the_machine_is_found_again(page: Page, tmp_path: Path, troubles: Troubles) -> None:
-    """A server that is started anew on its port is on view again without a click."""
-    troubles.expected = ("net::", "Failed to load", "ERR_")
-    running = start_server(tmp_path / "log")
-    port = running.url.rpartition(":")[2]
-    page.goto(f"{running.url}/#machine")
-    expect(page.locator(".figure", has_text="Running")).not_to_contain_text("–")
-    running.process.kill()
-    running.process.wait()
-    expect(page.get_by_role("alert").last).to_contain_text("does not answer")
-    again = start_server(tmp_path / "log2", "--port", port, "--served-model-name", "another")
-    try:
-        expect(page.locator(".figure", has_text=re.compile("^Running"))).to_be_visible(timeout=30_000)
-        expect(page.locator(".model")).to_have_text("another")
-    finally:
-        again.process.terminate()
-        again.process.wait(30)
