@@ -11,7 +11,11 @@ INSTALLED := pyproject.toml $(KERNELS)
 # What `make test-models` runs, and `make test` does not.
 MODEL_TESTS := tests/model $(wildcard tests/kernels/test_triton_*.py)
 
-.PHONY: serve test test-models test-page test-cluster test-attack test-newcomer test-sanitize check docs clean
+# An environment that does not work where it lies is out of date.
+unusable = $(shell scripts/is_usable $1 || echo again)
+.SECONDEXPANSION:
+
+.PHONY: again serve test test-models test-page test-cluster test-attack test-newcomer test-sanitize check docs clean
 
 # Ctrl-C is no error: the shell waits for the server's own end.
 serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
@@ -48,14 +52,14 @@ test-newcomer:
 test-sanitize: .venv-test/installed
 	@scripts/sanitize .venv-test/bin
 
-.venv-page/installed: $(INSTALLED)
+.venv-page/installed: $(INSTALLED) $$(call unusable,.venv-page)
 	@scripts/make_venv $(PYTHON) .venv-page
 	@echo "Installing Chromium and what drives it ..."
 	@scripts/install_chromium
 	@. scripts/lock; .venv-page/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,vision,page]"
 	@touch $@
 
-.venv-cluster/installed: $(INSTALLED)
+.venv-cluster/installed: $(INSTALLED) $$(call unusable,.venv-cluster)
 	@scripts/make_venv $(PYTHON) .venv-cluster
 	@echo "Installing Ray, for tests of replicas ..."
 	@. scripts/lock; .venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,ray,cluster]"
@@ -73,15 +77,15 @@ docs: .venv-test/installed-docs
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
-.venv/installed: $(INSTALLED)
-	@scripts/install_runtime $(PYTHON) $(if $(filter $(KERNELS),$?),kernels)
+.venv/installed: $(INSTALLED) $$(call unusable,.venv)
+	@scripts/install_runtime $(PYTHON) $(if $(filter $(KERNELS) again,$?),kernels)
 
 .venv/vision: .venv/installed
 	@echo "Installing image processors ..."
 	@. scripts/lock; .venv/bin/python scripts/pip_progress.py install --editable ".[srt,vision]"
 	@touch $@
 
-.venv-test/installed: $(INSTALLED)
+.venv-test/installed: $(INSTALLED) $$(call unusable,.venv-test)
 	@scripts/make_venv $(PYTHON) .venv-test
 	@echo "Installing the test environment; torch comes first, by name, so that nothing pulls in another build of it ..."
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,7 +25,7 @@ def tools(folder: Path) -> Path:
     """A folder for PATH that has no Python."""
     found = folder / "tools"
     found.mkdir(exist_ok=True)
-    for name in ("chmod", "mkdir"):
+    for name in ("chmod", "grep", "mkdir"):
         if not (found / name).exists():
             (found / name).symlink_to(shutil.which(name) or "")
     return found
@@ -54,6 +55,41 @@ def test_one_that_was_interrupted_is_completed_and_keeps_what_is_in_it(tmp_path:
     (tmp_path / "env" / "kept").touch()
     assert make_venv(tmp_path) == (0, "", ["venv"])
     assert (tmp_path / "env" / "kept").exists()
+
+
+def complete(folder: Path, path: Path | None = None, python: str = "exit 0") -> Path:
+    """A stand-in for an environment whose programs name their Python by `path`, its own if there is none."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/pip").write_text(f"#!{path or folder}/bin/python\n")
+    (folder / "bin/python").write_text(f"#!/bin/sh\n{python}\n")
+    (folder / "bin/python").chmod(0o755)
+    return folder
+
+
+def test_one_of_another_folder_or_of_a_python_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    complete(tmp_path / "env")
+    assert make_venv(tmp_path) == (0, "", [])
+    for path, python in ((tmp_path / "before/env", "exit 0"), (None, "exit 1")):
+        shutil.rmtree(tmp_path / "env")
+        complete(tmp_path / "env", path, python)
+        assert make_venv(tmp_path, made=f'[ "$3" = --clear ] && shift; rm -r "$3"; {MADE}') == (0, "", ["venv"])
+
+
+@pytest.mark.parametrize("environment", [".venv", ".venv-test", ".venv-page", ".venv-cluster"])
+def test_make_asks_whether_the_environment_works_here(tmp_path: Path, environment: str) -> None:
+    """In a folder with a blank, and characters beyond ASCII."""
+    before, after = tmp_path / "é 1", tmp_path / "é 2"
+    for folder in ("scripts", "src/sglang"):
+        (before / folder).mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "scripts/is_usable", "src/sglang/version.py"):
+        shutil.copy(ROOT / name, before / name)
+    complete(before / environment)
+    (before / environment / "installed").touch()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    question = ["make", "--question", f"{environment}/installed"]
+    assert subprocess.run(question, cwd=before, env=environ, timeout=60).returncode == 0
+    before.rename(after)
+    assert subprocess.run(question, cwd=after, env=environ, timeout=60).returncode == 1
 
 
 @pytest.mark.parametrize(
