@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import httpx
 import pytest
 
 from sglang.srt.server.http.starting import OuterApp
-from tests.conftest import ROOT, RunningServer, spawn_server, start_server
+from tests.conftest import ROOT, RunningServer, free_port, spawn_server, start_server
 from tests.server.test_processes import wait_dead
 
 LONG = {"text": "A story:", "sampling_params": {"max_new_tokens": 8000, "ignore_eos": True}}
@@ -195,6 +196,25 @@ def test_a_signal_while_loading_leaves_nothing(tmp_path: Path, number: int) -> N
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import asyncio, os, signal, sys
+from sglang.commands.serve import serve
+from sglang.srt.process import launch
+async def first_request(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(10):
+        await asyncio.sleep(0)
+launch.first_request = first_request
+sys.exit(serve(sys.argv[1:]))
+"""
+
+
+def test_one_that_is_stopped_during_its_first_request_does_not_call_itself_ready() -> None:
+    command = [sys.executable, "-c", INTERRUPTED, "--port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Shutting down" in done.stderr
+    assert "ready" not in done.stdout + done.stderr
 
 
 def test_draining_finishes_what_runs_and_takes_no_more(tmp_path: Path) -> None:

@@ -63,3 +63,21 @@ def test_a_port_that_is_taken_is_reported_before_the_model_is_searched_for() -> 
         taken.listen()
         status, late, error = serve("--model-path", "/no/such/model", "--port", str(taken.getsockname()[1]))
     assert (status, late) == (1, []) and "cannot listen on 127.0.0.1" in error
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model-path", "/no/such/model"],
+        ["--model", "a=/no/such/model", "--model", "b=/no/such/model"],
+        ["--ray", "local", "--model", "a=/no/such/model"],
+    ],
+)
+def test_errors_are_in_the_format_of_the_log(flags: list[str]) -> None:
+    """Of one model, of several, and of replicas on Ray."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, _, error = serve("--log-format", "json", "--port", str(taken.getsockname()[1]), *flags)
+    lines = [json.loads(line) for line in error.splitlines()]
+    assert status == 1 and [line["level"] for line in lines] == ["critical"]

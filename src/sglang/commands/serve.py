@@ -49,31 +49,24 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
     """Serves until Ctrl-C. Returns the exit status; what went wrong is one line on standard error."""
     try:
         with needs_extra("srt"):
-            from sglang.srt.errors import SglangError
             from sglang.srt.server_args import parse_server_args
-
-            rest, named = split_models(argv)
-            args = parse_server_args(_with_model_flag(rest), prog)
-            if args.ray is not None:
-                return _serve_on_ray(args, named, prog, welcome)
-            if named or args.models is not None:
-                return _serve_several(args, named, prog, welcome)
-            from sglang.srt.process.start import launch_server
+        rest, named = split_models(argv)
+        args = parse_server_args(_with_model_flag(rest), prog)
     except (MissingPackage, CommandError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
-    shows_welcome = welcome and args.log_format == "text"
-    try:
-        launch_server(args, on_ready=(lambda: _print_welcome(args)) if shows_welcome else None)
-    except (SglangError, MissingPackage) as error:
-        if args.log_format == "json":
-            logging.getLogger("sglang").critical("%s", error)
-        else:
-            print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return _status_of(lambda: _run(args, named, welcome and args.log_format == "text"), args, prog)
+
+
+def _run(args: ServerArgs, named: dict[str, str], welcome: bool) -> None:
+    if args.ray is not None:
+        _serve_on_ray(args, named, welcome)
+    elif named or args.models is not None:
+        _serve_several(args, named, welcome)
+    else:
+        with needs_extra("srt"):
+            from sglang.srt.process.start import launch_server
+        launch_server(args, on_ready=(lambda: _print_welcome(args)) if welcome else None)
 
 
 def split_models(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -98,31 +91,34 @@ def split_models(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, named
 
 
-def _serve_several(args: ServerArgs, named: dict[str, str], prog: str, welcome: bool) -> int:
-    from sglang.cluster.model_list import list_models
-    from sglang.cluster.serving import serve_models
+def _serve_several(args: ServerArgs, named: dict[str, str], welcome: bool) -> None:
+    with needs_extra("srt"):
+        from sglang.cluster.model_list import list_models
+        from sglang.cluster.serving import serve_models
+    serve_models(args, list_models(args, named), on_ready=(lambda: _print_several(args)) if welcome else None)
 
-    on_ready = (lambda: _print_several(args)) if welcome and args.log_format == "text" else None
-    return _status_of(lambda: serve_models(args, list_models(args, named), on_ready=on_ready), prog)
 
-
-def _serve_on_ray(args: ServerArgs, named: dict[str, str], prog: str, welcome: bool) -> int:
+def _serve_on_ray(args: ServerArgs, named: dict[str, str], welcome: bool) -> None:
     if named or args.models is not None:
         raise CommandError("--ray is for the replicas of one model: start one command for each model, with its own --port")
     with needs_extra("ray"):
         from sglang.cluster.ray.on_ray import serve_on_ray
-    on_ready = (lambda: _print_welcome(args)) if welcome and args.log_format == "text" else None
-    return _status_of(lambda: serve_on_ray(args, on_ready=on_ready), prog)
+    serve_on_ray(args, on_ready=(lambda: _print_welcome(args)) if welcome else None)
 
 
-def _status_of(serve: Callable[[], None], prog: str) -> int:
-    """The exit status of a program that does nothing else."""
+def _status_of(serve: Callable[[], None], args: ServerArgs, prog: str) -> int:
+    """The exit status of a program that does nothing else. What went wrong is one line, in the format of the log."""
     from sglang.srt.errors import SglangError
+    from sglang.srt.process.logs import configure_logging
 
     try:
         serve()
-    except SglangError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+    except (SglangError, MissingPackage, CommandError) as error:
+        if args.log_format == "json":
+            configure_logging(args.log_level, args.log_level_http, args.log_format)
+            logging.getLogger("sglang").critical("%s", error)
+        else:
+            print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

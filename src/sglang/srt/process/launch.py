@@ -77,7 +77,7 @@ class Server:
         self._batching: asyncio.Task[None] | None = None
         self._manager: TokenizerManager | None = None
         self._failure: str | None = None
-        self._stopping = False
+        self._warming: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._last_resort = last_resort
         self._cache_seconds = DRAIN_SECONDS if config.disk_cache is not None else 0.0
@@ -99,7 +99,8 @@ class Server:
         tasks: list[asyncio.Task[None]] = []
         try:
             manager = await self._load_or_stop()
-            tasks = [asyncio.ensure_future(work) for work in (self._schedulers.run(manager), self._warm_up())]
+            self._warming = asyncio.ensure_future(self._warm_up())
+            tasks = [asyncio.ensure_future(self._schedulers.run(manager)), self._warming]
             if self._batches is not None:
                 self._batching = asyncio.ensure_future(self._batches.run())
                 tasks.append(self._batching)
@@ -192,8 +193,9 @@ class Server:
             seconds = self._config.http.drain_seconds
             logger.info("Shutting down: running requests have %g s to finish; press Ctrl-C again to stop at once.", seconds)
             self._manager.begin_drain()
-            if self._batching is not None:
-                self._batching.cancel()
+            for task in (self._warming, self._batching):
+                if task is not None:
+                    task.cancel()
             self._draining = asyncio.ensure_future(self._drain(self._manager, seconds))
         else:
             self._manager.shut_down()
