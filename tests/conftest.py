@@ -29,6 +29,9 @@ settings.register_profile("same", deadline=None, derandomize=True, database=None
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 DEFAULT_MODEL = "smollm2-135m-instruct"
 START_SECONDS = 240.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from importlib import import_module
 
@@ -46,6 +49,22 @@ COMMANDS = {
 
 def main() -> int:
     """Entry point of the `sglang` command. What went wrong is one line on standard error."""
+    for stream in (sys.stdin, sys.stdout):  # of a terminal that has not all characters, or other ones
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            return _main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # `sglang ... | head`
+        with contextlib.suppress(OSError):  # what is still to be written goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main() -> int:
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -79,9 +98,6 @@ def _call(target: str, name: str, rest: list[str]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `sglang ... | head`
-        sys.stderr.close()
-        return 141
 
 
 if __name__ == "__main__":

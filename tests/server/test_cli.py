@@ -308,6 +308,30 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[31mb\r\x07\tc\n\u202ed") == "a[31mb\tc\nd"
 
 
+@pytest.mark.parametrize(("encoding", "text"), [("utf-8", "caf\ufffd"), ("ascii", "caf?")])
+def test_bytes_and_characters_that_a_terminal_lacks(server: RunningServer, encoding: str, text: str) -> None:
+    """What comes in a byte of another encoding; what goes out to one without the character."""
+    command = [sys.executable, "-m", "sglang.cli", "chat", "--url", server.url]
+    environ = ENVIRONMENT | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, input=b"/system caf\xe9\n", capture_output=True, env=environ, timeout=120)
+    assert (done.returncode, done.stdout.decode(encoding)) == (0, f"system: {text}\n"), done.stderr
+
+
+def test_a_command_line_that_is_not_utf8(server: RunningServer) -> None:
+    assert "not UTF-8" in one_line(sglang("run", "--url", server.url, "caf\udce9"))
+    assert "printable ASCII" in one_line(sglang("run", "--url", server.url, "--api-key", "caf\u00e9", "Hi"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help", "all"], ["models"]])
+def test_output_that_nobody_reads_is_no_error(words: list[str]) -> None:
+    command = [sys.executable, "-m", "sglang.cli", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 # --- run --------------------------------------------------------------------------------------------------------------------
 
 

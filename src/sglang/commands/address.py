@@ -32,7 +32,10 @@ class Address:
 
     @property
     def headers(self) -> dict[str, str]:
-        key = self.api_key or os.environ.get(KEY_VARIABLE)
+        """Raises CommandError for a key that no header can carry."""
+        key = (self.api_key or os.environ.get(KEY_VARIABLE) or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise CommandError("the API key has characters other than printable ASCII")
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     @property

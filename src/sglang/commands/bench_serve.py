@@ -53,9 +53,9 @@ def write_results(args: argparse.Namespace, summary: dict[str, Any], title: str,
     print(json.dumps(summary, indent=2) if args.json == "-" else table(summary))
     try:
         if args.json and args.json != "-":
-            Path(args.json).write_text(json.dumps(summary, indent=2) + "\n")
+            Path(args.json).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
         if args.chart:
-            Path(args.chart).write_text(chart(title, distributions))
+            Path(args.chart).write_text(chart(title, distributions), "utf-8")
     except OSError as error:
         raise CommandError(f"cannot write {error.filename}: {error.strerror}") from error
 

@@ -293,7 +293,7 @@ def response_format(text: str) -> dict[str, Any] | None:
     source = text
     if not text.lstrip().startswith("{"):
         try:
-            source = Path(text).expanduser().read_text()
+            source = Path(text).expanduser().read_text("utf-8")
         except (OSError, ValueError) as error:
             raise CommandError(f"{text!r} is neither a JSON schema nor a file that can be read") from error
     try:

@@ -76,7 +76,12 @@ class Connection:
     def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """The events of a streamed answer. Leaving the loop early hangs up, which stops the answer."""
         try:
-            with self._client.stream("POST", path, json=body) as reply:
+            content = json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # bytes of a command line
+            raise CommandError(f"{error.object[max(error.start - 20, 0) : error.end]!r} is not UTF-8") from error
+        try:
+            headers = {"Content-Type": "application/json"}
+            with self._client.stream("POST", path, content=content, headers=headers) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise CommandError(_message(reply))
