@@ -395,6 +395,20 @@ def test_answers_in_their_forms(begin: bytes, piece: bytes, end: bytes, body: by
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /y\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Encoding: gzip\r\n\r\nabc",
+    ],
+)
+def test_what_follows_an_answer_does_not_change_it(more: bytes) -> None:
+    url, _ = raw_answers(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage" + more, b"", times=0)
+    assert load(url, allow_private=True, timeout=20) == b"image"
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         b"",

@@ -44,6 +44,8 @@ class Answer:
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self._is_complete:
+            return  # an answer that nobody asked for
         self.status = self._parser.get_status_code()
         if self.status < 200:
             self.headers.clear()
@@ -51,6 +53,8 @@ class Answer:
             self._has_head = True
 
     def on_body(self, body: bytes) -> None:
+        if self._is_complete:
+            return
         self._pieces.append(body)
         self._body_len += len(body)
 
