@@ -101,6 +101,20 @@ def test_nobody_there(make: Make) -> None:
         chat.run("q", backend=backend).sync()
 
 
+@pytest.mark.parametrize("reason", [ConnectionRefusedError("refused"), ValueError("odd")])
+def test_litellm_errors_that_cause_each_other(cloud: CloudServer, reason: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend: Any = litellm_backend(cloud)
+    error = backend._litellm.InternalServerError("the reason", "openai", "m")
+    error.__cause__, reason.__cause__ = reason, error
+
+    async def fail(**fields: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(backend._litellm, "acompletion", fail)
+    with pytest.raises(BackendConnectionError if isinstance(reason, OSError) else ServerError, match="the reason"):
+        chat.run("q", backend=backend).sync()
+
+
 def test_text_before_the_answer(cloud: CloudServer, make: Make) -> None:
     @sgl.function
     def program(s: ProgramState) -> None:

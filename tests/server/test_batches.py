@@ -354,6 +354,18 @@ async def test_sizes_have_limits(site: MakeSite) -> None:
         assert not list(here.runner.files.folder.glob("uploads/*")) and here.runner.files.on_their_way.total() == 0
 
 
+async def test_an_owner_has_a_number_of_files(site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_files, "MAX_FILES", 2)
+    async with site() as here:
+        mine = here.openai().files
+        first, _ = [await mine.create(file=("a", b"x"), purpose="batch") for _ in range(2)]
+        with pytest.raises(openai.BadRequestError, match="2 files are stored already: delete some"):
+            await mine.create(file=("a", b"x"), purpose="batch")
+        await here.openai("two").files.create(file=("a", b"x"), purpose="batch")
+        await mine.delete(first.id)
+        await mine.create(file=("a", b"x"), purpose="batch")
+
+
 async def test_a_file_of_ten_million_lines_is_read_no_further_than_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "in"
     row = written([line("a")])
