@@ -96,6 +96,12 @@ def accepts(pattern: str, text: str) -> bool:
         ("(?P<x>a)b(?:c)", ["abc"], []),
         ("a(?#no word)b", ["ab"], []),
         ("(?x) a b # c\n [ ]", ["ab "], ["ab"]),
+        ("(?i)(?x) a\\s[^\\S]", ["A  "], ["A"]),
+        ("(?x:a b # c\n)[ ] d#(?x:[# ])", ["ab  d# ", "ab  d##"], ["ab d# "]),
+        ("(?x)(?-x: a)\u00a0b\u2028", [" a\u00a0b\u2028"], ["ab", " ab"]),
+        (r"(?a)\d(?a:a)(?-i:b)", ["1ab"], ["1aB"]),
+        (r"\0\01\012\1013\08", ["\0\x01\nA3\x008"], ["\x0001\x0012"]),
+        (r"[\0\1\12\101]+", ["\0\x01\nA"], ["1", "2"]),
         (r"\x41\u00e9\t", ["A\u00e9\t"], []),
         ("(^a|b)c", ["ac", "bc"], []),
         ("a|", ["a", ""], []),
@@ -111,10 +117,22 @@ def test_a_regex_is_a_full_match_with_pythons_meaning(pattern: str, yes: list[st
         assert not accepts(pattern, text), text
 
 
+def test_a_regex_may_name_unicode_properties() -> None:
+    """As patterns of JSON Schema do; Python's have none."""
+    assert accepts(r"\p{Lu}[\p{Ll}\d]{2}\P{L}", "\u00c9\u00e91-")
+    assert not accepts(r"\p{Lu}", "a") and accepts(r"\p{Script=Greek}+", "\u03b1\u03b2") and not accepts(r"\P{L}", "a")
+
+
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
         ("(?=a)b", "look-ahead"),
+        ("ab\\", "single backslash"),
+        ("[ab\\", "single backslash"),
+        (r"[\400]", "octal"),
+        ("a(?i)b", "flags"),
+        ("(a|(?x)b)", "flags"),
+        ("(?)a", "flags"),
         ("(?<!a)b", "look-behind"),
         (r"(a)\1", "back reference"),
         ("(?P<x>a)(?P=x)", "back reference"),
