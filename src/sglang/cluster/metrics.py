@@ -50,7 +50,7 @@ class GatewayMetrics:
 def labelled_metrics(text: str, replica: str) -> str:
     """The samples of one replica of several: with its name, so that no two samples are of the same series."""
     lines = []
-    for line in text.split("\n"):
+    for line in text.removesuffix("\n").split("\n"):
         name, brace, rest = line.partition("{")
         if not line or line.startswith("#"):
             lines.append(line)

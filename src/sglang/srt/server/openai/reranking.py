@@ -126,6 +126,7 @@ class RerankApi:
         common = (top, as_text(body, "rid") or uuid4().hex, as_bool(body, "return_documents", True))
         info, instruct = self._manager.info, as_text(body, "instruct")
         num_labels = info.get("num_labels", 0)  # none: a model that generates, or one that embeds
+        as_text(body, "model")  # of_body leaves what is no text to its caller
         adapter = self._manager.adapters.of_body(body)
         if num_labels or info.get("embedding_dim"):
             self._manager.adapters.check_none(body)
