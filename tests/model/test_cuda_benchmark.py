@@ -119,7 +119,7 @@ REFERENCE = checks.Where("cpu", "reference", tiny=True)
 def test_grammars_are_checked(tmp_path: Path) -> None:
     found = list(checks.grammars(tmp_path, REFERENCE))
     assert [f["check"] for f in found[:2]] == ["json_schema, temperature 0", "regex, temperature 1"]
-    assert all(f["ok"] and f["valid"] == f["ended"] for f in found[:2])
+    assert all(f["ok"] and f["valid"] == f["ended"] for f in found[:2]), found
     assert found[2]["with_drafts"] > 0 == found[2]["ahead"] and not found[2]["ok"], "the reference does not run ahead"
     text = '{"name":"x","age":7,"tags":["the"],"ok":true}'
     assert checks._fits_schema(text)
