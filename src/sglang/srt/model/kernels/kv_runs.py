@@ -25,16 +25,17 @@ Int32 = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
 
-def release_pages(memory: npt.NDArray[Any]) -> None:
+def release_pages(memory: npt.NDArray[Any]) -> tuple[int, int]:
     """Gives the whole pages below an array back to the system: they are zeros when they are next read. Only for memory that was mapped
-    by itself. Does nothing where the system cannot."""
+    by itself. Returns the bytes of it, from and to, that were given back: none where the system cannot."""
     if sys.platform != "linux" or not len(memory):
-        return
+        return 0, 0
     start = memory.__array_interface__["data"][0]
     end = start + (len(memory) - 1) * memory.strides[0] + memory[0].nbytes
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+    if first >= last or ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED):
+        return 0, 0
+    return first - start, last - start
 
 
 class NativeRuns:

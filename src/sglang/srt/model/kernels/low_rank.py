@@ -9,9 +9,6 @@ between two steps, so tapes and graphs are recorded once.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +16,8 @@ from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
+
+from sglang.srt.model.kernels.kv_runs import release_pages
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int32]
@@ -157,14 +156,9 @@ class Blocks:
 def _clear_pages(block: Half) -> None:
     """Fills memory of this process alone with zeros. Linux does that with pages that it is given back, once they are read again."""
     whole = block.view(np.uint8)
-    begin = -whole.ctypes.data % mmap.PAGESIZE
-    end = len(whole) - (whole.ctypes.data + len(whole)) % mmap.PAGESIZE
-    if sys.platform == "linux" and begin < end:
-        address, size = ctypes.c_void_p(whole.ctypes.data + begin), ctypes.c_size_t(end - begin)
-        if ctypes.CDLL(None).madvise(address, size, mmap.MADV_DONTNEED) == 0:
-            whole[:begin] = whole[end:] = 0
-            return
-    whole.fill(0)
+    begin, end = release_pages(whole)
+    whole[:begin] = 0
+    whole[end:] = 0
 
 
 class PackedAdapterBank:
